@@ -1,0 +1,59 @@
+# make compare   train the embedded base under every regime and print the table (installs first, about 10 minutes on 2 cores)
+# make quick     the same in about a minute, with fewer steps, seeds and problems
+# make test      lint, types, import contracts, tests
+# make findings  the longer runs behind docs/findings.md
+# PYTHON=python3.12 chooses the interpreter; PIP_ARGS is handed to pip (see README for the CPU build of torch).
+
+PYTHON ?= python3
+PIP_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+# Two processes on the same cores must not spin for each other's threads.
+export OMP_WAIT_POLICY ?= passive
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: compare quick test lint findings tune pretrain coverage clean
+
+compare: $(VENV)/.runtime
+	$(BIN)/bsharp compare $(ARGS)
+
+quick: $(VENV)/.runtime
+	$(BIN)/bsharp compare --quick $(ARGS)
+
+pretrain: $(VENV)/.runtime
+	$(BIN)/bsharp pretrain $(ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/pytest -n 2 $(ARGS)
+
+tune: $(VENV)/.runtime
+	$(BIN)/bsharp compare --tune --name tune $(ARGS)
+
+findings: $(VENV)/.dev
+	$(BIN)/python benchmarks/findings.py all $(ARGS)
+
+coverage: $(VENV)/.dev
+	$(BIN)/python benchmarks/interval_coverage.py $(ARGS)
+
+$(VENV)/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(f"bsharp needs Python 3.11 or newer, {sys.executable} is {sys.version.split()[0]}; name another one: make PYTHON=python3.12") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime: $(VENV)/bin/pip pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/bin/pip pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt --editable '.[dev]'
+	touch $@ $(VENV)/.runtime
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

@@ -1,0 +1,292 @@
+"""The command `bsharp`. Flags are the fields of the configs; a TOML file given with --config sets their defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import tyro
+from pydantic import ValidationError
+from rich.console import Console
+
+from bsharp.config import CompareConfig, ConfigError, EvaluationConfig, TrainConfig, build_config, load_config
+from bsharp.version import __version__
+
+__all__ = ["main"]
+
+Flat = tyro.conf.arg(name="")
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareCommand:
+    """Train one base under every regime and seed, evaluate before and after, print the table and the verdict."""
+
+    settings: Annotated[CompareConfig, Flat]
+    out: str = "runs"
+    """Folder that holds run directories."""
+    name: str = "compare"
+    """Name of the run directory."""
+    alpha: tuple[float, ...] = ()
+    """Instead of --regimes: task reward, sharpening, and tilted and tempered sampling at each α."""
+    beta_inv: tuple[float, ...] = (100.0,)
+    """With --alpha: tilted sampling at each β⁻¹."""
+    quick: bool = False
+    """A look in about a minute: one seed, few steps, few problems. Too small to conclude from."""
+    tune: bool = False
+    """Instead of comparing, try the same learning-rate grid for every regime on validation problems."""
+    families: bool = False
+    """Print the table of every problem family as well."""
+    config: str | None = None
+    """TOML file with defaults for the other flags; its keys are the field names."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainCommand:
+    """Train one policy under one objective. A killed run goes on from its last checkpoint when called again."""
+
+    settings: Annotated[TrainConfig, Flat]
+    out: str = "runs/train"
+    """Run directory."""
+    config: str | None = None
+    """TOML file with defaults for the other flags; its keys are the field names."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateCommand:
+    """Evaluate a model on test problems (or another split) and keep every sample."""
+
+    settings: Annotated[EvaluationConfig, Flat]
+    model: str = "embedded:tiny"
+    """Hub name or local folder of a causal LM, or embedded:tiny."""
+    tasks: tuple[str, ...] = ("math_mini", "gsm8k_lite")
+    """Task names."""
+    base: str | None = None
+    """Model to which the KL divergence is measured."""
+    out: str = "runs/evaluate"
+    """Directory for records.jsonl and summary.json."""
+    threads: int = 1
+    """CPU threads of torch."""
+    config: str | None = None
+    """TOML file with defaults for the evaluation settings."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainCommand:
+    """Rebuild the embedded base model from nothing."""
+
+    out: str = "runs/pretrain"
+    """Folder for the model."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TableCommand:
+    """Print the table of a finished comparison again; reads results.json only."""
+
+    run: tyro.conf.Positional[str] = "runs/compare"
+    """Run directory of a comparison."""
+    families: bool = False
+    """One table per problem family as well."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point. Exit status 0: done; 1: failed; 2: the command line or a config is wrong; 130: interrupted."""
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    errors = Console(stderr=True)
+    try:
+        _dispatch(argv)
+    except (ConfigError, ValidationError) as error:
+        errors.print(f"bsharp: {_one_line(error)}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        errors.print("\nbsharp: interrupted; what is finished or checkpointed is kept, the same command goes on from there")
+        sys.exit(130)
+    except (ValueError, RuntimeError, OSError) as error:
+        errors.print(f"bsharp: {_one_line(error)}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+def _dispatch(argv: list[str]) -> None:
+    if argv[:1] == ["--version"]:
+        print(f"bsharp {__version__}")
+        return
+    command = argv[0] if argv else ""
+    if command and not command.startswith("-") and command not in COMMANDS:
+        close = difflib.get_close_matches(command, COMMANDS, n=1)
+        remedy = f"did you mean {close[0]}?" if close else f"commands: {', '.join(COMMANDS)}"
+        raise ConfigError(f"unknown command {command!r}; {remedy}")
+    config = _value_of("--config", argv)
+    defaults: dict[str, Any] = {
+        name: kind(**_settings(kind, config if name == command else None, argv)) for name, (kind, _) in COMMANDS.items()
+    }
+    descriptions = {name: (kind.__doc__ or "").partition(".")[0] for name, (kind, _) in COMMANDS.items()}
+    chosen = tyro.cli(
+        tyro.extras.subcommand_type_from_defaults(defaults, descriptions, prefix_names=False),
+        prog="bsharp",
+        description=f"{__doc__} `bsharp --version` prints the version.",
+        args=argv or ["--help"],
+    )
+    COMMANDS[command][1](chosen)
+
+
+def _compare(command: CompareCommand) -> None:
+    from bsharp import experiment
+    from bsharp.experiment.display import ProgressDisplay
+    from bsharp.reporting import print_results
+
+    config = command.settings
+    if command.alpha:
+        config = dataclasses.replace(config, regimes=_regime_grid(command.alpha, command.beta_inv))
+    name = f"{command.name}-quick" if command.quick and command.name == "compare" else command.name
+    folder = Path(command.out) / name
+    console = Console()
+    if command.tune:
+        with ProgressDisplay(console) as display:
+            result = experiment.tune(config, folder, on_start=display.on_start, on_event=display.on_event)
+        _print_tuning(console, result)
+        return
+    with ProgressDisplay(console) as display:
+        results = experiment.compare(config, folder, display.on_start, display.on_event)
+    print_results(results, console, families=command.families)
+    console.print(f"Written to {folder}: results.json, table.md, metrics and every sample", highlight=False, markup=False)
+
+
+def _train(command: TrainCommand) -> None:
+    from bsharp.experiment import train
+
+    console = Console()
+
+    def show(step: int, metrics: Any) -> None:
+        checked = f"  validation {metrics['validation/accuracy']:.1%}" if "validation/accuracy" in metrics else ""
+        console.print(
+            f"step {step}/{command.settings.steps}  reward {metrics['reward']:.3f}  score {metrics['score/mean']:.3f}  "
+            f"KL {metrics['kl(policy||base)/k1_nats_per_sequence']:.2f}  entropy {metrics['entropy/exact_nats_per_token']:.3f}  "
+            f"length {metrics['completions/mean_length']:.1f}{checked}",
+            highlight=False,
+        )
+
+    _, progress = train(command.settings, command.out, watchers=[show])
+    best = f", best by validation at step {progress.best_step}" if progress.best_step else ""
+    if progress.stopped:
+        raise RuntimeError(f"stopped: {progress.stopped}; the weights before it are in {command.out}/last")
+    console.print(f"{progress.step} steps done{best}; policies in {command.out}/last and {command.out}/best", highlight=False)
+
+
+def _evaluate(command: EvaluateCommand) -> None:
+    from bsharp.config import as_dict
+    from bsharp.evaluation import summarize
+    from bsharp.experiment import evaluate_model
+    from bsharp.reporting import print_summary
+    from bsharp.runlog import RunDirectory, manifest
+
+    records, bench = evaluate_model(
+        command.model, command.tasks, command.settings, command.base, command.threads
+    )
+    run = RunDirectory(command.out)
+    run.write_rows("records.jsonl", records)
+    summary = summarize([records])
+    run.write_json("config.json", {"model": command.model, "tasks": list(command.tasks), "evaluation": as_dict(command.settings)})
+    run.write_json("manifest.json", manifest(bench.base_hash))
+    run.write_json("summary.json", summary)
+    console = Console()
+    print_summary(summary, console, title=command.model)
+    console.print(f"Written to {command.out}: records.jsonl, summary.json", highlight=False, markup=False)
+
+
+def _pretrain(command: PretrainCommand) -> None:
+    from bsharp.training.pretraining import PRESETS, pretrain
+
+    raise NotImplementedError(PRESETS, pretrain)
+
+
+def _table(command: TableCommand) -> None:
+    from bsharp.reporting import print_results
+    from bsharp.runlog import RunDirectory
+
+    path = Path(command.run)
+    if not (path / "results.json").exists():
+        raise ConfigError(f"{path} holds no results.json; give the directory of a finished `bsharp compare`")
+    print_results(RunDirectory(path).read_json("results.json"), Console(), families=command.families)
+
+
+def _quick(settings: CompareConfig) -> CompareConfig:
+    """One seed, 10 steps of a quarter of the work, 96 problems × 8 samples: for a look, not for a conclusion."""
+    return dataclasses.replace(
+        settings,
+        seeds=settings.seeds[:1],
+        steps=12,
+        validation=dataclasses.replace(settings.validation, problems=48, every=6),
+        evaluation=dataclasses.replace(settings.evaluation, problems=96, samples=8),
+    )
+
+
+def _regime_grid(alphas: Sequence[float], beta_invs: Sequence[float]) -> tuple[str, ...]:
+    """Task reward, sharpening, tilted at every (α, β⁻¹) and tempered at every α ≠ 1 (tempered at 1 is the base)."""
+    regimes = ["task_reward", "sharpening"]
+    for alpha in alphas:
+        for beta_inv in beta_invs:
+            name = "tilted" if not any("tilted" in regime for regime in regimes) else f"tilted_{alpha:g}_{beta_inv:g}"
+            regimes.append(f"{name}=tilted(alpha={alpha:g},beta_inv={beta_inv:g})")
+    for alpha in alphas:
+        if alpha != 1:
+            name = "tempered" if not any("tempered" in regime for regime in regimes) else f"tempered_{alpha:g}"
+            regimes.append(f"{name}=tempered(alpha={alpha:g})")
+    return tuple(regimes)
+
+
+def _settings(kind: type, config: str | None, argv: Sequence[str]) -> dict[str, Any]:
+    """The `settings` field of a command, from its TOML file if one is given; nothing for a command without settings."""
+    hints = get_type_hints(kind)
+    if "settings" not in hints:
+        return {}
+    settings = load_config(hints["settings"], config) if config else build_config(hints["settings"], {})
+    return {"settings": _quick(settings) if isinstance(settings, CompareConfig) and "--quick" in argv else settings}
+
+
+def _value_of(flag: str, argv: Sequence[str]) -> str | None:
+    """What stands behind `flag`, needed before the other flags can be parsed; tyro reports a missing value."""
+    for place, argument in enumerate(argv):
+        if argument == flag and place + 1 < len(argv):
+            return argv[place + 1]
+        if argument.startswith(f"{flag}="):
+            return argument.partition("=")[2]
+    return None
+
+
+def _print_tuning(console: Console, result: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table(title="validation accuracy of the last checkpoint, mean over seeds (each seed)")
+    table.add_column("regime")
+    for rate in result["grid"]:
+        table.add_column(f"lr {rate:g}", justify="right")
+    table.add_column("chosen", justify="right")
+    for name, by_rate in result["accuracy"].items():
+        cells = [
+            f"{sum(values) / len(values):.1%} ({', '.join(f'{value:.1%}' for value in values)})" for values in by_rate.values()
+        ]
+        table.add_row(name, *cells, f"{result['chosen'][name]:g}")
+    console.print(table)
+    console.print("For a TOML file:", "[learning_rates]", sep="\n", markup=False, highlight=False)
+    for name, rate in result["chosen"].items():
+        console.print(f"{name} = {rate:g}", markup=False, highlight=False)
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        return f"{key} = {first['input']!r} cannot be used: {first['msg'].removeprefix('Value error, ')}"
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
+    "compare": (CompareCommand, _compare),
+    "train": (TrainCommand, _train),
+    "evaluate": (EvaluateCommand, _evaluate),
+    "pretrain": (PretrainCommand, _pretrain),
+    "table": (TableCommand, _table),
+}

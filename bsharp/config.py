@@ -1,0 +1,264 @@
+"""Every setting of a run: frozen dataclasses, one per concern, each field with its unit and range.
+
+`load_config` reads a TOML file into one of them, `as_dict` gives the resolved values back. Unknown keys, wrong types and
+values out of range raise `ConfigError`, one line that says what to write instead.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+__all__ = [
+    "AlgorithmConfig",
+    "CompareConfig",
+    "ConfigError",
+    "EvaluationConfig",
+    "OptimizerConfig",
+    "SamplingConfig",
+    "TrainConfig",
+    "ValidationConfig",
+    "as_dict",
+    "build_config",
+    "load_config",
+]
+
+EMBEDDED_MODEL = "embedded:tiny"
+DEFAULT_REGIMES = (
+    "task_reward",
+    "tilted(alpha=1,beta_inv=100)",
+    "tilted_alpha_2=tilted(alpha=2,beta_inv=100)",
+    "sharpening",
+    "sharpening_mean=sharpening(normalisation=mean)",
+    "tempered(alpha=2)",
+)
+
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+UnitFloat = Annotated[float, Field(ge=0, le=1)]
+
+_strict = ConfigDict(extra="forbid", validate_default=True)
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message names it, the value seen and what to write instead."""
+
+
+@dataclass(frozen=True, config=_strict)
+class SamplingConfig:
+    """How training rollouts are drawn. They are scored at the same temperature and with the full vocabulary (contract 2)."""
+
+    prompts_per_step: PositiveInt = 32
+    """Problems per training step (P)."""
+    group_size: PositiveInt = 8
+    """Completions per problem (G)."""
+    max_new_tokens: PositiveInt = 48
+    """Token limit of a completion; one that reaches it without EOS is truncated."""
+    temperature: PositiveFloat = 1.0
+    """Softmax temperature of sampling and of scoring alike."""
+    top_p: UnitFloat = 1.0
+    """Must stay 1 in training: a truncated sampler would be scored under another distribution than it drew from."""
+    fixed_length: bool = False
+    """Mask EOS out and renormalise, in sampling and in scoring, so that every response has max_new_tokens tokens."""
+
+
+@dataclass(frozen=True, config=_strict)
+class AlgorithmConfig:
+    """The policy-gradient engine: how scores become advantages and advantages become a loss."""
+
+    advantage: Literal["leave_one_out", "group_z_score", "batch_normalised", "gae", "none"] = "leave_one_out"
+    """leave_one_out is RLOO, group_z_score GRPO, batch_normalised REINFORCE++, gae classic PPO with a value head."""
+    loss: Literal["reinforce", "ppo_clip"] = "reinforce"
+    """reinforce is exact on-policy; ppo_clip bounds the importance ratio."""
+    reduction: Literal["sequence_sum", "sequence_mean", "token_mean", "constant_length"] = "sequence_sum"
+    """sequence_sum is the unbiased policy gradient; sequence_mean GRPO; token_mean DAPO; constant_length Dr. GRPO."""
+    epochs: PositiveInt = 1
+    """Passes over each batch of rollouts."""
+    minibatches: PositiveInt = 1
+    """Optimizer updates per pass; whole problems are dealt to minibatches."""
+    clip_low: PositiveFloat = 0.2
+    """ppo_clip: lower bound of the ratio is 1 - clip_low."""
+    clip_high: PositiveFloat = 0.2
+    """ppo_clip: upper bound of the ratio is 1 + clip_high; larger than clip_low is DAPO's clip-higher."""
+    gae_gamma: UnitFloat = 1.0
+    """gae: discount per token."""
+    gae_lambda: UnitFloat = 1.0
+    """gae: trace decay per token."""
+    value_learning_rate: PositiveFloat = 1e-3
+    """gae: learning rate of the value head."""
+    value_clip: PositiveFloat = 0.2
+    """gae: clip range of the value loss."""
+    variance_subbatches: Annotated[int, Field(ge=2)] = 4
+    """Disjoint sub-batches of problems whose gradients give the variance and the signal-to-noise ratio of every step."""
+
+
+@dataclass(frozen=True, config=_strict)
+class OptimizerConfig:
+    """Any optimizer of torch.optim, gradient clipping and the schedule of its learning rate."""
+
+    name: str = "AdamW"
+    """Class name in torch.optim."""
+    learning_rate: PositiveFloat = 1e-3
+    """Peak learning rate."""
+    options: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"betas": [0.9, 0.95], "weight_decay": 0.0})
+    """Further keyword arguments of the torch optimizer."""
+    warmup_steps: NonNegativeInt = 2
+    """Steps over which the rate rises linearly from warmup_start × peak to the peak."""
+    warmup_start: UnitFloat = 0.1
+    """Share of the peak rate at step 0 where there is a warm-up."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """What follows the warm-up; linear and cosine end at 0 at the last step."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradients with a larger Euclidean norm are scaled down to it."""
+
+
+@dataclass(frozen=True, config=_strict)
+class ValidationConfig:
+    """Validation during training; the best checkpoint is chosen on it, never on test problems."""
+
+    problems: PositiveInt = 128
+    """Validation problems, the same at every check."""
+    samples: PositiveInt = 4
+    """Completions per validation problem at the sampling temperature."""
+    every: PositiveInt = 10
+    """Steps between checks; the last step is always checked."""
+
+
+@dataclass(frozen=True, config=_strict)
+class EvaluationConfig:
+    """Evaluation of one checkpoint."""
+
+    problems: PositiveInt = 512
+    """Problems in all, dealt evenly to the tasks and within a task to its families."""
+    samples: PositiveInt = 16
+    """Completions per problem (n of pass@k and maj@k)."""
+    temperature: PositiveFloat = 1.0
+    """Sampling temperature."""
+    max_new_tokens: PositiveInt = 48
+    """Token limit of a completion."""
+    fixed_length: bool = False
+    """Mask EOS out and renormalise, as in training at a fixed length."""
+    greedy: bool = True
+    """One greedy completion per problem as well."""
+    split: Literal["train", "validation", "test"] = "test"
+    """Which problems."""
+    seed: NonNegativeInt = 0
+    """Seed of the problem set and of the sampling streams: equal seeds compare models on the same random streams."""
+    max_rows: PositiveInt = 512
+    """Completions decoded at once; a matter of memory and speed only."""
+
+
+@dataclass(frozen=True, config=_strict)
+class TrainConfig:
+    """One training run: one model, one objective, one seed."""
+
+    model: str = EMBEDDED_MODEL
+    """Hub name or local folder of a causal LM, or embedded:tiny."""
+    tasks: tuple[str, ...] = ("math_mini", "gsm8k_lite")
+    """Task names; problems are dealt evenly."""
+    objective: str = "task_reward"
+    """Regime: a constructor of bsharp.algorithm.objectives with its arguments, e.g. tilted(alpha=2,beta_inv=100)."""
+    seed: NonNegativeInt = 0
+    """Run seed; every random stream is derived from it."""
+    steps: PositiveInt = 40
+    """Training steps."""
+    sampling: SamplingConfig = SamplingConfig()
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    validation: ValidationConfig = ValidationConfig()
+    microbatch_rows: PositiveInt = 64
+    """Rows per forward and backward pass; changes speed and memory, not the gradient."""
+    checkpoint_every: PositiveInt = 10
+    """Steps between checkpoints from which a killed run resumes."""
+    threads: PositiveInt = 1
+    """CPU threads of torch; part of the config because sums depend on it in the last bit."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the policy's weights."""
+    device: str = "cpu"
+    """Torch device."""
+
+
+@dataclass(frozen=True, config=_strict)
+class CompareConfig:
+    """One base, several regimes, several seeds, evaluated before and after."""
+
+    model: str = EMBEDDED_MODEL
+    """Hub name or local folder of a causal LM, or embedded:tiny."""
+    tasks: tuple[str, ...] = ("math_mini", "gsm8k_lite")
+    """Task names."""
+    regimes: tuple[str, ...] = DEFAULT_REGIMES
+    """Regimes, each `constructor`, `constructor(argument=value)` or `name=constructor(argument=value)`."""
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2)
+    """Run seeds; every regime is trained once per seed."""
+    steps: PositiveInt = 40
+    """Training steps, the same for every regime."""
+    learning_rates: Mapping[str, PositiveFloat] = dataclasses.field(default_factory=dict)
+    """Learning rate by regime name where it differs from optimizer.learning_rate (what --tune writes)."""
+    sampling: SamplingConfig = SamplingConfig()
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    validation: ValidationConfig = ValidationConfig()
+    final_validation_samples: PositiveInt = 8
+    """Completions per validation problem of the last checkpoint; the verdict's choice among regimes rests on them."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    microbatch_rows: PositiveInt = 64
+    """Rows per forward and backward pass."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Parallel training processes of one thread each; 0 means one per CPU core, and the number used is recorded."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the policy's weights."""
+    device: str = "cpu"
+    """Torch device."""
+
+
+C = TypeVar("C")
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """The resolved config as plain JSON values."""
+    values: dict[str, Any] = TypeAdapter(type(config)).dump_python(config, mode="json")
+    return values
+
+
+def build_config(kind: type[C], values: Mapping[str, Any], source: str = "the configuration") -> C:
+    """`kind` from nested plain values; raises ConfigError naming the key, the value and the remedy."""
+    _reject_unknown_keys(kind, values, source, prefix="")
+    try:
+        return TypeAdapter(kind).validate_python(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{source}: {key} = {first['input']!r} cannot be used: {message}") from None
+
+
+def load_config(kind: type[C], path: str | Path) -> C:
+    """`kind` from a TOML file whose keys are the field names; what is left out keeps its default."""
+    try:
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read config {path}: {error.strerror}; check the path") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    return build_config(kind, values, source=str(path))
+
+
+def _reject_unknown_keys(kind: Any, values: Mapping[str, Any], source: str, prefix: str) -> None:
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    for key, value in values.items():
+        if key not in fields:
+            close = difflib.get_close_matches(key, fields, n=1, cutoff=0.5)
+            remedy = f"did you mean {prefix}{close[0]}?" if close else f"known keys: {', '.join(fields)}"
+            raise ConfigError(f"{source}: unknown key {prefix}{key} = {value!r}; {remedy}")
+        default = fields[key].default
+        if dataclasses.is_dataclass(default) and isinstance(value, Mapping):
+            _reject_unknown_keys(type(default), value, source, prefix=f"{prefix}{key}.")

@@ -1,0 +1,218 @@
+"""The results of a comparison from its records: figures of every regime, pairwise differences, stability and verdict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bsharp.algorithm import parse_objective
+from bsharp.evaluation.problem_figures import ProblemFigures, Record, problem_figures, require_paired
+from bsharp.evaluation.schema import SCHEMA_VERSION, validate_results
+from bsharp.evaluation.summary import accuracy_difference, summarize_figures
+from bsharp.seeding import generator
+from bsharp.statistics import SeedTrace, gain_beyond_best, judge_stability
+
+__all__ = ["TASK_REWARD", "RegimeRecords", "build_results", "seed_trace"]
+
+TASK_REWARD = "task_reward"
+"""Name of the regime that the verdict holds against the label-free ones."""
+
+_TRACES = {
+    "entropy": "entropy/exact_nats_per_token",
+    "kl": "kl(policy||base)/k1_nats_per_sequence",
+    "grad_norm": "grad_norm",
+    "mean_length": "completions/mean_length",
+    "truncation_rate": "completions/clipped_ratio",
+}
+
+
+@dataclass(frozen=True)
+class RegimeRecords:
+    """What one regime left behind; every sequence has one entry per seed, in the order of `seeds`."""
+
+    objective: str  # as asked for: `constructor(argument=value)` or `name=constructor(argument=value)`
+    seeds: Sequence[int]
+    learning_rate: float
+    last: Sequence[Sequence[Record]]  # evaluation records of the last checkpoint
+    metrics: Sequence[Sequence[Mapping[str, Any]]]  # rows of metrics.jsonl in order of steps
+    validation_samples: int  # problems × completions behind each validation accuracy in `metrics`
+    validation_last: Sequence[Sequence[Record]] | None = None  # the last checkpoint's, for the choice in the verdict
+    best: Sequence[Sequence[Record]] | None = None  # evaluation records of the best checkpoint by validation
+    best_steps: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.best is None) != (self.best_steps is None):
+            raise ValueError(f"{self.objective}: best and best_steps belong together; give both or neither")
+        parts = {"last": self.last, "metrics": self.metrics, "validation_last": self.validation_last}
+        for name, part in (parts | {"best": self.best, "best_steps": self.best_steps}).items():
+            if part is not None and len(part) != len(self.seeds):
+                raise ValueError(
+                    f"{self.objective}: {name} has {len(part)} entries for {len(self.seeds)} seeds; give one per seed"
+                )
+
+
+def build_results(
+    base_records: Sequence[Record],
+    regimes: Mapping[str, RegimeRecords],
+    config: Mapping[str, Any],
+    manifest: Mapping[str, Any],
+    choices_using_labels: Sequence[str],
+    base_validation_accuracy: float | None = None,
+) -> dict[str, Any]:
+    """The content of results.json, checked against its schema (docs/results-schema.md).
+
+    Regimes keep the order and the names they are given in. `base_validation_accuracy` (share) is the validation check
+    before training that the stability rule starts from. Raises ValueError where records are incomplete, regimes
+    have other problems than the base, or regimes differ in their seeds.
+    """
+    if len({tuple(regime.seeds) for regime in regimes.values()}) > 1:
+        listed = ", ".join(f"{name} {list(regime.seeds)}" for name, regime in regimes.items())
+        raise ValueError(f"regimes must have the same seeds to be compared, got {listed}; complete the missing runs")
+    base = problem_figures([base_records], "base")
+    figures = {name: problem_figures(regime.last, name) for name, regime in regimes.items()}
+    results = {
+        "schema_version": SCHEMA_VERSION,
+        "base": summarize_figures(base, None),
+        "regimes": {
+            name: _regime(regime, figures[name], base, base_validation_accuracy) for name, regime in regimes.items()
+        },
+        "differences": _differences(list(figures.values())),
+        "verdict": _verdict(figures, regimes),
+        "choices_using_labels": list(choices_using_labels),
+        "config": dict(config),
+        "manifest": dict(manifest),
+    }
+    validate_results(results)
+    return results
+
+
+def seed_trace(
+    metrics: Sequence[Mapping[str, Any]],
+    final_accuracy: float,
+    base_validation_accuracy: float | None = None,
+    checks: int | None = None,
+) -> SeedTrace:
+    """One seed's metrics rows as the series that the stability rule reads.
+
+    A run that was stopped early has fewer than `checks` validation checks; its last one stands for those it missed. A
+    gradient norm of null was not finite; other nulls are steps without a value and are left out.
+    """
+    validation = [row["validation/accuracy"] for row in metrics if row.get("validation/accuracy") is not None]
+    if validation and checks:
+        validation += [validation[-1]] * (checks - len(validation))
+    if base_validation_accuracy is not None:
+        validation.insert(0, base_validation_accuracy)
+    series = {
+        name: [
+            math.nan if row[key] is None else row[key]
+            for row in metrics
+            if key in row and (name == "grad_norm" or row[key] is not None)
+        ]
+        for name, key in _TRACES.items()
+    }
+    return SeedTrace(final_accuracy, validation_accuracy=validation, **series)
+
+
+def _regime(
+    regime: RegimeRecords, figures: ProblemFigures, base: ProblemFigures, base_validation_accuracy: float | None
+) -> dict[str, Any]:
+    summary = summarize_figures(figures, base)
+    best = None
+    if regime.best is not None and regime.best_steps is not None:
+        if all(theirs is ours or theirs == ours for theirs, ours in zip(regime.best, regime.last, strict=True)):
+            best = {key: value for key, value in summary.items() if key not in ("tasks", "families", "roles")}
+        else:
+            best = summarize_figures(
+                problem_figures(regime.best, f"{figures.name} (best checkpoint)"), base, slices=False
+            )
+        best = best | {"steps": list(regime.best_steps)}
+    return summary | {
+        "objective": regime.objective,
+        "label_free": _label_free(regime),
+        "learning_rate": regime.learning_rate,
+        "seeds": list(regime.seeds),
+        "stability": _stability(regime, figures, base_validation_accuracy),
+        "best_by_validation": best,
+    }
+
+
+def _label_free(regime: RegimeRecords) -> bool:
+    return parse_objective(regime.objective)[1].label_free
+
+
+def _stability(
+    regime: RegimeRecords, figures: ProblemFigures, base_validation_accuracy: float | None
+) -> dict[str, Any]:
+    checks = max(sum(row.get("validation/accuracy") is not None for row in rows) for rows in regime.metrics)
+    with np.errstate(invalid="ignore"):
+        accuracies = [
+            float(np.nanmean(row)) if np.isfinite(row).any() else math.nan for row in figures.values["accuracy"]
+        ]
+    traces = [
+        seed_trace(rows, accuracy, base_validation_accuracy, checks)
+        for rows, accuracy in zip(regime.metrics, accuracies, strict=True)
+    ]
+    verdict = judge_stability(
+        traces,
+        validation_samples=regime.validation_samples,
+        test_samples=len(figures.problem_ids) * figures.samples,
+    )
+    return {
+        "word": str(verdict.word),
+        "why": verdict.phrase,
+        "figures": {name: value if math.isfinite(value) else None for name, value in verdict.figures.items()},
+    }
+
+
+def _differences(figures: Sequence[ProblemFigures]) -> dict[str, dict[str, Any]]:
+    """Each regime minus each later one."""
+    return {
+        ours.name: {theirs.name: accuracy_difference(ours, theirs) for theirs in figures[place + 1 :]}
+        for place, ours in enumerate(figures[:-1])
+    }
+
+
+def _verdict(figures: Mapping[str, ProblemFigures], regimes: Mapping[str, RegimeRecords]) -> dict[str, Any]:
+    rivals = [name for name in regimes if name != TASK_REWARD and _label_free(regimes[name])]
+    if TASK_REWARD not in regimes:
+        return _no_verdict(f"no regime is named {TASK_REWARD}, so there is no gain to hold against sharpening")
+    if not rivals:
+        return _no_verdict("no label-free regime (sharpening, tempered) was run, so task reward has no rival")
+    validation = {}
+    for name in rivals:
+        records = regimes[name].validation_last
+        if records is None:
+            return _no_verdict(
+                f"{name} has no validation records, so the best rival cannot be chosen without test labels"
+            )
+        validation[name] = problem_figures(records, f"{name} on validation")
+    for name in rivals[1:]:
+        require_paired(validation[name], validation[rivals[0]])
+    test_tables, test_left_out = _complete({name: figures[name] for name in (TASK_REWARD, *rivals)})
+    validation_tables, validation_left_out = _complete(validation)
+    if min(table.shape[1] for table in (*test_tables.values(), *validation_tables.values())) < 2:
+        return _no_verdict("fewer than 2 graded problems on test or validation")
+    verdict = gain_beyond_best(
+        test_tables.pop(TASK_REWARD), test_tables, validation_tables, rng=generator(0, "interval", "verdict")
+    ).as_json()
+    if test_left_out or validation_left_out:
+        verdict["sentence"] += (
+            f"; {test_left_out} test and {validation_left_out} validation problems without a grade left out"
+        )
+    return verdict
+
+
+def _no_verdict(reason: str) -> dict[str, Any]:
+    return {"sentence": f"no verdict: {reason}", "chosen": None, "gain": None, "choice_shares": {}, "level": 0.95}
+
+
+def _complete(figures: Mapping[str, ProblemFigures]) -> tuple[dict[str, NDArray[np.float64]], int]:
+    """Accuracies (S, P) at the problems that have one in every regime and seed, and how many were left out."""
+    stacked = np.stack([item.values["accuracy"] for item in figures.values()])
+    defined = np.isfinite(stacked).all(axis=(0, 1))
+    return {name: table[:, defined] for name, table in zip(figures, stacked, strict=True)}, int((~defined).sum())

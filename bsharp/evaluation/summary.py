@@ -1,0 +1,211 @@
+"""Per-problem figures → estimates with intervals. NumPy only.
+
+Every figure is a mean over problems and seeds with the interval of `problem_and_seed_interval`, problems resampled within
+their family. Problems that have no value for a figure (too few graded samples) are left out of it in every seed and of
+both sides of a difference; the figure's note counts them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bsharp.evaluation.problem_figures import ProblemFigures, Record, problem_figures, require_paired, vote_sizes
+from bsharp.seeding import generator
+from bsharp.statistics import Estimate, problem_and_seed_interval, within_problem_correlation
+
+__all__ = ["accuracy_difference", "summarize", "summarize_figures"]
+
+Array = NDArray[np.float64]
+Bounds = tuple[float, float]
+
+SHARE: Bounds = (0.0, 1.0)
+BOOTSTRAP_SEED = 0  # the figures of equal records are equal to the last digit
+SLICE_REPLICATES = 1000
+
+_OVERALL: tuple[tuple[str, str, Bounds | None], ...] = (
+    ("exact_match", "fraction", SHARE),
+    ("reward", "reward", None),
+    ("reward_weighted_score", "reward", None),
+    ("truncated", "fraction", SHARE),
+    ("unparseable", "fraction", SHARE),
+    ("ungraded", "fraction", SHARE),
+    ("distinct_answers", "answers", None),
+)
+
+
+def summarize(
+    records_by_seed: Sequence[Sequence[Record]], base_records: Sequence[Record] | None = None, name: str = "model"
+) -> dict[str, Any]:
+    """All figures of a model from its records, one sequence of records per training seed (keys: `results-schema`).
+
+    `base_records` are the base's on the same problems; None says that these records are the base's own: one seed, its
+    intervals cover problems only and its differences are 0. Raises ValueError where records are incomplete or not paired.
+    """
+    ours = problem_figures(records_by_seed, name)
+    return summarize_figures(ours, None if base_records is None else problem_figures([base_records], "base"))
+
+
+def summarize_figures(ours: ProblemFigures, base: ProblemFigures | None, slices: bool = True) -> dict[str, Any]:
+    """`summarize` for figures already computed per problem; on request without those of tasks, families and roles."""
+    if base is not None:
+        require_paired(ours, base)
+    elif ours.seeds > 1:
+        raise ValueError(f"{ours.name} has {ours.seeds} seeds and no base to compare with; give base_records")
+    everything = np.arange(len(ours.problem_ids))
+    ks = vote_sizes(ours.samples)
+    paired_greedy = "greedy_accuracy" in (ours if base is None else base).values and "greedy_accuracy" in ours.values
+    summary = {
+        "counts": {
+            "seeds": ours.seeds,
+            "problems": len(ours.problem_ids),
+            "samples_per_problem": ours.samples,
+            "ungraded_samples": ours.ungraded_samples,
+            "ungraded_greedy": ours.ungraded_greedy,
+        },
+        **_slice(ours, base, everything, ks),
+        "greedy_delta": _delta(ours, base, "greedy_accuracy", everything) if paired_greedy else None,
+        "maj_at_k_delta": {str(k): _delta(ours, base, f"maj@{k}", everything) for k in ks},
+        "entropy": _entropy(ours, base).as_json(),
+        "corr_reward_base_logprob": _correlation(ours).as_json(),
+    }
+    for key, unit, bounds in _OVERALL:
+        summary[key] = _figure(ours, base, key, everything, unit, bounds)
+    return summary | _all_slices(ours, base) if slices else summary
+
+
+def accuracy_difference(ours: ProblemFigures, theirs: ProblemFigures) -> dict[str, Any]:
+    """Accuracy of one regime minus another's, paired by problem and, where the seeds are as many, by seed."""
+    require_paired(ours, theirs)
+    everything = np.arange(len(ours.problem_ids))
+    return _interval(
+        ours,
+        ours.values["accuracy"] - theirs.values["accuracy"],
+        everything,
+        f"difference/{ours.name}/{theirs.name}",
+    ).as_json()
+
+
+def _all_slices(ours: ProblemFigures, base: ProblemFigures | None) -> dict[str, Any]:
+    role_of = dict(zip(ours.families, ours.roles, strict=True))
+    task_of = dict(zip(ours.families, ours.tasks, strict=True))
+    families = _slices(ours, base, ours.families)
+    return {
+        "tasks": _slices(ours, base, ours.tasks),
+        "families": {
+            family: {"role": role_of[family], "task": task_of[family], **figures}
+            for family, figures in families.items()
+        },
+        "roles": _slices(ours, base, ours.roles),
+    }
+
+
+def _slices(ours: ProblemFigures, base: ProblemFigures | None, labels: Sequence[str]) -> dict[str, Any]:
+    """Figures of each label's problems."""
+    array = np.array(labels)
+    return {
+        label: _slice(ours, base, np.flatnonzero(array == label), [ours.samples], SLICE_REPLICATES)
+        for label in sorted(set(labels))
+    }
+
+
+def _slice(
+    ours: ProblemFigures,
+    base: ProblemFigures | None,
+    places: NDArray[np.intp],
+    ks: Sequence[int],
+    replicates: int = 2000,
+) -> dict[str, Any]:
+    def share(key: str) -> dict[str, Any]:
+        return _figure(ours, base, key, places, "fraction", SHARE, replicates)
+
+    return {
+        "problems": len(places),
+        "accuracy": share("accuracy"),
+        "delta": _delta(ours, base, "accuracy", places, replicates),
+        "greedy_accuracy": share("greedy_accuracy") if "greedy_accuracy" in ours.values else None,
+        "pass_at_k": {str(k): share(f"pass@{k}") for k in ks},
+        "pass_at_k_delta": {str(k): _delta(ours, base, f"pass@{k}", places, replicates) for k in ks},
+        "maj_at_k": {str(k): share(f"maj@{k}") for k in ks},
+        "length": _figure(ours, base, "length", places, "tokens", None, replicates),
+        "kl_to_base": _figure(ours, base, "kl_to_base", places, "nats/sequence", None, replicates),
+    }
+
+
+def _figure(
+    ours: ProblemFigures,
+    base: ProblemFigures | None,
+    key: str,
+    places: NDArray[np.intp],
+    unit: str,
+    bounds: Bounds | None = None,
+    replicates: int = 2000,
+) -> dict[str, Any]:
+    values = ours.values[key] if base is not None else ours.values[key].mean(0)
+    return _interval(ours, values, places, key, unit, bounds, replicates).as_json()
+
+
+def _delta(
+    ours: ProblemFigures, base: ProblemFigures | None, key: str, places: NDArray[np.intp], replicates: int = 2000
+) -> dict[str, Any]:
+    if base is None:
+        return Estimate(0.0, 0.0, 0.0, len(places), "fraction", "the base against itself").as_json()
+    values = ours.values[key] - base.values[key].mean(0)
+    return _interval(ours, values, places, f"{key}_delta", replicates=replicates).as_json()
+
+
+def _entropy(ours: ProblemFigures, base: ProblemFigures | None) -> Estimate:
+    """Nats per token: Σ −log π / Σ tokens, per seed.
+
+    A ratio of means R = N/D is, to first order, the mean over problems of R + (N_p − R · D_p) / D, whose mean is R exactly.
+    """
+    nats, tokens = ours.values["negative_logprob"], ours.values["length"]
+    mean_tokens = tokens.mean(1, keepdims=True)
+    ratio = nats.mean(1, keepdims=True) / mean_tokens
+    values = ratio + (nats - ratio * tokens) / mean_tokens
+    everything = np.arange(len(ours.problem_ids))
+    return _interval(ours, values if base is not None else values[0], everything, "entropy", "nats/token")
+
+
+def _interval(
+    ours: ProblemFigures,
+    values: Array,
+    places: NDArray[np.intp],
+    key: str,
+    unit: str = "fraction",
+    bounds: Bounds | None = None,
+    replicates: int = 2000,
+) -> Estimate:
+    """Mean and interval of `values` (S, P) or (P,) at `places`, without the problems that have no value."""
+    chosen = values[..., places]
+    defined = np.isfinite(chosen if chosen.ndim == 1 else chosen.sum(0))
+    left_out = f"{int((~defined).sum())} of {len(places)} problems left out: too few graded samples"
+    if not defined.any():
+        return Estimate(math.nan, math.nan, math.nan, 0, unit, left_out)
+    estimate = problem_and_seed_interval(
+        chosen[..., defined],
+        rng=generator(BOOTSTRAP_SEED, "interval", key),
+        unit=unit,
+        strata=[ours.families[place] for place in places[defined]],
+        bounds=bounds,
+        replicates=replicates,
+    )
+    if defined.all():
+        return estimate
+    note = f"{left_out}; {estimate.note}" if estimate.note else left_out
+    return Estimate(estimate.estimate, estimate.low, estimate.high, estimate.n, unit, note)
+
+
+def _correlation(ours: ProblemFigures) -> Estimate:
+    seeds, problems, _ = np.nonzero(ours.graded)
+    return within_problem_correlation(
+        ours.rewards[ours.graded],
+        ours.base_logprobs[ours.graded],
+        problems.tolist(),
+        seeds=seeds.tolist(),
+        rng=generator(BOOTSTRAP_SEED, "interval", "corr_reward_base_logprob"),
+    )

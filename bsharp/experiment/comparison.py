@@ -1,0 +1,164 @@
+"""`bsharp compare`: one base, several regimes and seeds, one engine, one table."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bsharp.algorithm import Objective, parse_objective
+from bsharp.config import CompareConfig, ConfigError, TrainConfig, as_dict
+from bsharp.evaluation import RegimeRecords, build_results
+from bsharp.experiment.jobs import Event, Job, is_complete, run_jobs
+from bsharp.experiment.run import check_same_run
+from bsharp.experiment.setup import load_tasks
+from bsharp.models.loading import load_language_model, weights_hash
+from bsharp.reporting import results_markdown
+from bsharp.runlog import RunDirectory, manifest
+from bsharp.training import check_trainable
+
+__all__ = ["compare", "plan_jobs", "regimes_of"]
+
+BASE = "base"
+
+
+def compare(
+    config: CompareConfig,
+    out: str | Path,
+    on_start: Callable[[Sequence[Job], Sequence[Job]], None] | None = None,
+    on_event: Callable[[Event], None] | None = None,
+) -> dict[str, Any]:
+    """Train and evaluate every regime × seed from the same base and return the results written to `out`/results.json.
+
+    `on_start(all jobs, jobs still to do)` and `on_event` show progress. Directories of finished jobs are used again
+    where config, base and code are equal; ConfigError shows the difference otherwise. Nothing is deleted.
+    """
+    regimes = regimes_of(config)
+    load_tasks(config.tasks)
+    base = load_language_model(config.model, config.dtype, config.device)
+    config = dataclasses.replace(config, workers=config.workers or (os.cpu_count() or 1))
+    jobs = plan_jobs(config, regimes, Path(out))
+    for job in jobs:
+        check_trainable(job.config)
+    run = RunDirectory(out)
+    ours = manifest(weights_hash(base.model))
+    # The number of workers changes when a job runs, not what it computes: each has its own process and one thread.
+    comparable = as_dict(config) | {"workers": "any"}
+    check_same_run(run, comparable, ours)
+    del base
+    todo = [job for job in jobs if not is_complete(job)]
+    if on_start:
+        on_start(jobs, todo)
+    run_jobs(todo, config.workers, on_event or (lambda event: None))
+    return write_results(config, run, regimes)
+
+
+def write_results(config: CompareConfig, run: RunDirectory, regimes: Mapping[str, Objective]) -> dict[str, Any]:
+    """results.json and table.md from the records of a finished comparison; no model is needed."""
+    base = RunDirectory(run.path / BASE)
+    specs = dict(zip(regimes, config.regimes, strict=True))
+    collected = {name: _collect(config, run, name, spec) for name, spec in specs.items()}
+    results = build_results(
+        base_records=list(base.rows("records_last.jsonl")),
+        regimes=collected,
+        config=as_dict(config),
+        manifest=run.read_json("manifest.json"),
+        choices_using_labels=choices_using_labels(config),
+    )
+    run.write_json("results.json", results)
+    (run.path / "table.md").write_text(results_markdown(results), encoding="utf-8")
+    return results
+
+
+def regimes_of(config: CompareConfig) -> dict[str, Objective]:
+    """Objectives by regime name, in order. Raises ConfigError for none, one that cannot be read, or a name twice."""
+    if not config.regimes:
+        raise ConfigError("regimes = () leaves nothing to compare; name at least one, e.g. task_reward")
+    regimes: dict[str, Objective] = {}
+    for spec in config.regimes:
+        try:
+            name, objective = parse_objective(spec)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        if name in regimes or name == BASE:
+            raise ConfigError(f"regimes: the name {name!r} is taken; write other_name={spec.partition('=')[0]}(…) for {spec!r}")
+        regimes[name] = objective
+    unknown = sorted(set(config.learning_rates) - set(regimes))
+    if unknown:
+        raise ConfigError(f"learning_rates names {unknown[0]!r}, which is no regime of this run; regimes: {', '.join(regimes)}")
+    return regimes
+
+
+def plan_jobs(config: CompareConfig, regimes: Mapping[str, Objective], out: Path) -> list[Job]:
+    """The base, then every regime × seed; the slow ones are not left for the end."""
+    if len(set(config.seeds)) < len(config.seeds):
+        raise ConfigError(f"seeds = {config.seeds} names a seed twice; a repeated run is no second observation")
+    specs = dict(zip(regimes, config.regimes, strict=True))
+    samples, evaluation = config.final_validation_samples, config.evaluation
+    base = train_config(config, "task_reward", "task_reward", config.seeds[0])
+    jobs = [Job(BASE, str(out / BASE), base, False, samples, evaluation)]
+    for seed in config.seeds:
+        for name, spec in specs.items():
+            folder = out / name / f"seed_{seed}"
+            run = train_config(config, name, spec, seed)
+            jobs.append(Job(f"{name}/seed_{seed}", str(folder), run, True, samples, evaluation))
+    return jobs
+
+
+def train_config(config: CompareConfig, name: str, spec: str, seed: int) -> TrainConfig:
+    """The config of one training run of the comparison."""
+    rate = config.learning_rates.get(name, config.optimizer.learning_rate)
+    return TrainConfig(
+        model=config.model,
+        tasks=config.tasks,
+        objective=spec,
+        seed=seed,
+        steps=config.steps,
+        sampling=config.sampling,
+        algorithm=config.algorithm,
+        optimizer=dataclasses.replace(config.optimizer, learning_rate=rate),
+        validation=config.validation,
+        microbatch_rows=config.microbatch_rows,
+        checkpoint_every=config.validation.every,
+        threads=1,
+        dtype=config.dtype,
+        device=config.device,
+    )
+
+
+def choices_using_labels(config: CompareConfig) -> list[str]:
+    """Every choice that looked at right answers, in words: for a label-free regime that is already a task reward."""
+    choices = [
+        "best checkpoint of each run: highest validation accuracy (shown beside the last checkpoint, which uses no label)",
+        "best sharpening or tempered regime in the verdict: highest validation accuracy of the last checkpoints, "
+        "chosen again in every bootstrap replicate",
+    ]
+    if config.learning_rates:
+        rates = ", ".join(f"{name} {rate:g}" for name, rate in config.learning_rates.items())
+        choices.append(f"learning rates by regime ({rates}): highest validation accuracy over the same grid for every regime")
+    else:
+        choices.append(
+            f"the common learning rate {config.optimizer.learning_rate:g}: the shipped one was chosen by validation accuracy "
+            "over the same grid for every regime (`bsharp compare --tune`)"
+        )
+    return choices
+
+
+def _collect(config: CompareConfig, run: RunDirectory, name: str, spec: str) -> RegimeRecords:
+    folders = [RunDirectory(run.path / name / f"seed_{seed}") for seed in config.seeds]
+    last = [list(folder.rows("records_last.jsonl")) for folder in folders]
+    best = [list(folder.rows("records_best.jsonl")) or last[i] for i, folder in enumerate(folders)]
+    complete = [folder.read_json("complete.json") for folder in folders]
+    return RegimeRecords(
+        objective=spec,
+        seeds=list(config.seeds),
+        learning_rate=config.learning_rates.get(name, config.optimizer.learning_rate),
+        last=last,
+        metrics=[list(folder.rows("metrics.jsonl")) for folder in folders],
+        validation_samples=config.validation.problems * config.validation.samples,
+        validation_last=[list(folder.rows("validation_last.jsonl")) for folder in folders],
+        best=best,
+        best_steps=[item["best_step"] for item in complete],
+    )

@@ -1,0 +1,159 @@
+"""The pieces of a comparison, each done by one worker process: evaluate the base, or train and evaluate one policy."""
+
+from __future__ import annotations
+
+import os
+import queue
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from bsharp.config import ConfigError, EvaluationConfig, TrainConfig, as_dict
+from bsharp.evaluation import evaluate
+from bsharp.experiment.run import Record, train, validation_config
+from bsharp.experiment.setup import Workbench, build_workbench, decoder_for, set_threads
+from bsharp.models.loading import LanguageModel, load_language_model
+from bsharp.runlog import RunDirectory, manifest
+from bsharp.training import latest_checkpoint
+
+__all__ = ["Event", "Job", "JobFailed", "is_complete", "run_jobs"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One directory of work. Without a regime it is the base, evaluated and not trained."""
+
+    name: str  # e.g. task_reward/seed_0
+    folder: str
+    config: TrainConfig
+    trains: bool
+    final_validation_samples: int
+    evaluation: EvaluationConfig | None  # None: no test problem is touched (tuning)
+
+
+@dataclass(frozen=True)
+class Event:
+    """Progress of a job: `done` of `total` units of its current phase, and what can be said meanwhile."""
+
+    job: str
+    phase: str  # training, evaluating, complete
+    done: int
+    total: int
+    accuracy: float | None = None
+    warning: str | None = None
+
+
+class JobFailed(RuntimeError):
+    """A worker could not finish its job; the other jobs' results are kept, and calling again resumes."""
+
+
+def is_complete(job: Job) -> bool:
+    """Whether the job's directory holds a finished run (of whatever config: `run_jobs` checks that)."""
+    return (Path(job.folder) / "complete.json").exists()
+
+
+def run_jobs(jobs: Sequence[Job], workers: int, on_event: Callable[[Event], None]) -> None:
+    """Do what is not complete yet, `workers` at a time, in processes of `config.threads` threads each.
+
+    Raises ConfigError where a job's directory belongs to another run, JobFailed with the reason of the first failure
+    after the other running jobs have ended. What was finished or checkpointed before stays, and is used next time.
+    """
+    if not jobs:
+        return
+    context = get_context("spawn")
+    events = context.Queue()
+    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(events,))
+    try:
+        futures = {pool.submit(_run_job, job): job for job in jobs}
+        for future in _as_completed(futures, lambda: _drain(events, on_event)):
+            failure = future.exception()
+            if failure is not None:
+                for other in futures:
+                    other.cancel()
+                kind = ConfigError if isinstance(failure, ConfigError) else JobFailed
+                detail = str(failure).strip().splitlines()[0] if str(failure).strip() else type(failure).__name__
+                raise kind(f"{futures[future].name}: {detail}") from failure
+        _drain(events, on_event)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in list((getattr(pool, "_processes", None) or {}).values()):
+            process.terminate()
+
+
+def _as_completed(futures: Iterable[Future[None]], between: Callable[[], None]) -> Iterator[Future[None]]:
+    pending = set(futures)
+    while pending:
+        done, pending = wait(pending, timeout=0.2, return_when="FIRST_COMPLETED")
+        between()
+        yield from done
+
+
+def _drain(events: Any, on_event: Callable[[Event], None]) -> None:
+    while True:
+        try:
+            on_event(events.get_nowait())
+        except queue.Empty:
+            return
+
+
+_events: Any = None
+
+
+def _start_worker(events: Any) -> None:
+    global _events
+    _events = events
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def _run_job(job: Job) -> None:
+    """In the worker: train unless trained, evaluate, write complete.json last."""
+    started = time.perf_counter()
+    run = RunDirectory(job.folder)
+    if run.read_json("complete.json") is not None:
+        _events.put(Event(job.name, "complete", 1, 1))
+        return
+    config = job.config
+    set_threads(config.threads)
+    bench = build_workbench(config.model, config.tasks, config.dtype, config.device)
+    best_step, stopped, last_step = None, None, 0
+    policy = bench.base
+    if job.trains:
+        if latest_checkpoint(run.path / "checkpoints") is None:
+            _events.put(Event(job.name, "training", 0, config.steps))
+
+        def watch(step: int, metrics: Any) -> None:
+            _events.put(Event(job.name, "training", step, config.steps, metrics.get("validation/accuracy")))
+
+        policy, progress = train(config, run.path, bench, [watch])
+        best_step, stopped, last_step = progress.best_step, progress.stopped, progress.step
+        if stopped:
+            _events.put(Event(job.name, "training", last_step, config.steps, warning=stopped))
+    else:
+        run.write_json("config.json", as_dict(config))
+        run.write_json("manifest.json", manifest(bench.base_hash))
+    summary: dict[str, Any] = {"last_step": last_step, "best_step": best_step, "stopped": stopped}
+    validation = validation_config(config, job.final_validation_samples)
+    run.write_rows("validation_last.jsonl", _records(job, bench, policy, validation, quiet=True))
+    if job.evaluation is not None:
+        run.write_rows("records_last.jsonl", _records(job, bench, policy, job.evaluation))
+        if best_step is not None and best_step != last_step:
+            best = load_language_model(str(run.path / "best"), config.dtype, config.device)
+            run.write_rows("records_best.jsonl", _records(job, bench, best, job.evaluation))
+    run.write_json("complete.json", summary | {"seconds": time.perf_counter() - started})
+    _events.put(Event(job.name, "complete", 1, 1))
+
+
+def _records(
+    job: Job, bench: Workbench, policy: LanguageModel, config: EvaluationConfig, quiet: bool = False
+) -> list[Record]:
+    def on_progress(done: int, total: int) -> None:
+        if not quiet:
+            _events.put(Event(job.name, "evaluating", done, total))
+
+    base = None if policy is bench.base else bench.base
+    generator = decoder_for(policy, config.max_rows)
+    return evaluate(policy, generator, base, list(bench.tasks.values()), bench.rewards, config, on_progress)

@@ -1,0 +1,113 @@
+"""One training run and one evaluation, written into run directories: what `bsharp train` and `bsharp evaluate` do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bsharp.algorithm import parse_objective
+from bsharp.config import ConfigError, EvaluationConfig, TrainConfig, as_dict
+from bsharp.evaluation import evaluate
+from bsharp.experiment.setup import Workbench, build_workbench, decoder_for, set_threads
+from bsharp.models.loading import LanguageModel, clone_model, load_language_model
+from bsharp.runlog import RunDirectory, differences, manifest
+from bsharp.training import Progress, Watcher, train_policy
+
+__all__ = ["check_same_run", "evaluate_model", "train", "validation_config", "validation_metrics"]
+
+Record = dict[str, Any]
+
+
+def train(
+    config: TrainConfig,
+    out: str | Path,
+    workbench: Workbench | None = None,
+    watchers: Sequence[Watcher] = (),
+) -> tuple[LanguageModel, Progress]:
+    """Train one policy under one objective into the run directory `out`; returns the policy and where it ended.
+
+    A directory that holds an unfinished run of the same config, base and code goes on from its last checkpoint; of a
+    different one it is left alone, and ConfigError shows the difference.
+    """
+    set_threads(config.threads)
+    bench = workbench or build_workbench(config.model, config.tasks, config.dtype, config.device)
+    _, objective = parse_objective(config.objective)
+    run = RunDirectory(out)
+    check_same_run(run, as_dict(config), manifest(bench.base_hash))
+    policy = clone_model(bench.base)
+    policy.model.requires_grad_(True)
+    generator = decoder_for(policy)
+
+    def validate(model: LanguageModel, step: int) -> Mapping[str, float]:
+        check = validation_config(config, config.validation.samples)
+        records = evaluate(model, generator, bench.base, list(bench.tasks.values()), bench.rewards, check)
+        return validation_metrics(records)
+
+    progress = train_policy(
+        config, policy, bench.base, objective, generator, bench.tasks, bench.rewards, run, validate, watchers
+    )
+    return policy, progress
+
+
+def evaluate_model(
+    model: str,
+    tasks: Sequence[str],
+    config: EvaluationConfig,
+    base: str | None = None,
+    threads: int = 1,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> tuple[list[Record], Workbench]:
+    """Records of `model` on `tasks`; with `base` given, log-probabilities under it stand beside the model's own."""
+    set_threads(threads)
+    bench = build_workbench(base or model, tasks)
+    policy = bench.base if base is None else load_language_model(model)
+    records = evaluate(
+        policy,
+        decoder_for(policy, config.max_rows),
+        None if base is None else bench.base,
+        list(bench.tasks.values()),
+        bench.rewards,
+        config,
+        on_progress,
+    )
+    return records, bench
+
+
+def check_same_run(run: RunDirectory, config: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Bind a new directory to config and manifest; refuse one that is bound to others, showing what differs."""
+    there = run.read_json("config.json")
+    if there is None:
+        if any(path.suffix == ".jsonl" for path in run.path.iterdir()):
+            raise ConfigError(f"{run.path} holds records but no config.json; choose another directory")
+        run.write_json("config.json", config)
+        run.write_json("manifest.json", ours)
+        return
+    lines = differences(config, there)
+    lines += differences(ours["identity"], run.read_json("manifest.json")["identity"], "manifest.")
+    if lines:
+        shown = "; ".join(lines[:6]) + (f"; and {len(lines) - 6} more" if len(lines) > 6 else "")
+        raise ConfigError(f"{run.path} belongs to another run ({shown}); choose another directory, or delete this one")
+
+
+def validation_metrics(records: Sequence[Record]) -> dict[str, float]:
+    """Accuracy (share of graded completions that are correct) and KL to the base on validation problems."""
+    rewards = [record["reward"] for record in records if record["reward"] is not None and not record["greedy"]]
+    kl = [record["logprob"] - record["base_logprob"] for record in records if not record["greedy"]]
+    return {
+        "validation/accuracy": sum(rewards) / len(rewards) if rewards else 0.0,
+        "validation/kl(policy||base)/k1_nats_per_sequence": sum(kl) / len(kl),
+    }
+
+
+def validation_config(config: TrainConfig, samples: int) -> EvaluationConfig:
+    """The run's validation problems with `samples` completions each, drawn as in training."""
+    return EvaluationConfig(
+        problems=config.validation.problems,
+        samples=samples,
+        temperature=config.sampling.temperature,
+        max_new_tokens=config.sampling.max_new_tokens,
+        fixed_length=config.sampling.fixed_length,
+        greedy=False,
+        split="validation",
+    )

@@ -1,0 +1,72 @@
+"""One next token per row from logits: inverse-CDF sampling, greedy choice and the restrictions of SamplingParams."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from bsharp.generation.interface import SamplingParams
+
+__all__ = ["choose_tokens", "request_uniforms"]
+
+
+def request_uniforms(seed: int, num_samples: int, max_new_tokens: int) -> np.ndarray:
+    """Uniforms in [0, 1) of one request, (num_samples, max_new_tokens) float64: one per row and step.
+
+    Filled row by row from the request's own Philox stream, so the first rows do not depend on num_samples.
+    """
+    return np.random.Generator(np.random.Philox(seed)).random((num_samples, max_new_tokens))
+
+
+def choose_tokens(
+    logits: Float[Tensor, "B V"], uniforms: Float[Tensor, " B"], params: SamplingParams, eos_token_ids: Sequence[int]
+) -> tuple[Int[Tensor, " B"], Float[Tensor, " B"]]:
+    """The next token of each row and its log-probability (nats, fp64) under the distribution `params` describes.
+
+    With weights w = exp(z/τ − max z/τ) in fp32 and their running sum C in fp64, the token is the first one with
+    C > u·C_V, and its log-probability is log w − log C_V. Ties of the greedy choice go to the lowest id.
+    Raises ValueError where a row has no usable distribution (NaN or +∞ logits, every token masked).
+    """
+    scaled = logits.float()
+    if params.fixed_length:
+        scaled = scaled.index_fill(-1, torch.tensor(list(eos_token_ids), device=logits.device), -torch.inf)
+    if not params.greedy:
+        if params.temperature != 1.0:
+            scaled = scaled / params.temperature
+        if params.top_k is not None or params.top_p < 1.0:
+            scaled = _restrict(scaled, params.top_p, params.top_k)
+    relative = scaled - scaled.amax(-1, keepdim=True)
+    if params.greedy:
+        tokens = relative.argmax(-1, keepdim=True)
+        total = relative.exp().sum(-1, keepdim=True, dtype=torch.float64)
+    else:
+        cumulative = relative.exp().cumsum(-1, dtype=torch.float64)
+        total = cumulative[:, -1:]
+        # u·total can round up to total itself, and then no entry would exceed it. Below total, the first entry that
+        # exceeds the target is a strict increase of the sum, so a token of probability 0 is never drawn.
+        target = torch.minimum(uniforms[:, None] * total, total.nextafter(torch.zeros_like(total)))
+        tokens = torch.searchsorted(cumulative, target, right=True)
+    if not bool(torch.isfinite(total).all()):
+        raise ValueError(
+            "the model's logits give no distribution (NaN, +inf, or every token masked); "
+            "check that its weights are finite, or lower the learning rate if training made them so"
+        )
+    logprobs = relative.gather(-1, tokens).double() - total.log()
+    return tokens.squeeze(-1), logprobs.squeeze(-1)
+
+
+def _restrict(scaled: Float[Tensor, "B V"], top_p: float, top_k: int | None) -> Float[Tensor, "B V"]:
+    """Logits with everything outside top_k, then outside top_p of what is left, at −∞."""
+    ordered, order = scaled.sort(dim=-1, descending=True, stable=True)
+    if top_k is not None:
+        ordered[:, top_k:] = -torch.inf
+    if top_p < 1.0:
+        probabilities = ordered.double().softmax(-1)
+        # A token stays while the mass before it is below top_p: the first always, and also the one that reaches it.
+        mass_before = probabilities.cumsum(-1) - probabilities
+        ordered = ordered.masked_fill(mass_before >= top_p, -torch.inf)
+    return torch.empty_like(scaled).scatter_(-1, order, ordered)

@@ -1,0 +1,60 @@
+r"""Exact grading of a whole number or fraction in the first `\boxed{...}`: the reward of the embedded tasks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+
+from bsharp.rewards.base import boxed_answers, check_paired
+from bsharp.types import Completion, Grade, GradeStatus, Problem
+
+__all__ = ["BoxedAnswerReward", "canonical_number"]
+
+# Bounded, because Python refuses to read integers of thousands of digits.
+_NUMBER = re.compile(r"[+-]?[0-9]{1,100}(?:/[0-9]{1,100}|\.[0-9]{1,100})?")
+
+
+def canonical_number(text: str) -> str | None:
+    """A number in lowest terms: "-07" -> "-7", "6/4" -> "3/2", "0.50" -> "1/2"; None where the text is not a number.
+
+    Blanks around it and a leading + are allowed, blanks within it are not.
+    """
+    stripped = text.strip(" \t\n")
+    if not _NUMBER.fullmatch(stripped):
+        return None
+    try:
+        return str(Fraction(stripped))
+    except ZeroDivisionError:
+        return None
+
+
+class BoxedAnswerReward:
+    r"""1 where the first complete `\boxed{...}` holds the gold number, else 0.
+
+    The text is graded up to where the answer ends, which is the closing brace: whatever follows is ignored. A response of
+    fixed length, whose end-of-sequence token is masked out, is therefore graded by the same rule as one that ends.
+    Answers are compared as fractions. No complete box, an empty one, or one without a number is UNPARSEABLE: reward 0, and
+    no answer that could vote. A gold answer that is not a number is an ERROR without a reward.
+    """
+
+    def __call__(self, problems: Sequence[Problem], completions: Sequence[Completion]) -> list[Grade]:
+        check_paired(problems, completions)
+        return [
+            _grade(problem.answer, completion.text) for problem, completion in zip(problems, completions, strict=True)
+        ]
+
+
+def _grade(gold: str, text: str) -> Grade:
+    canonical_gold = canonical_number(gold)
+    if canonical_gold is None:
+        return Grade(GradeStatus.ERROR, None, detail=f"the gold answer {gold[:100]!r} is not a number")
+    extracted = next(boxed_answers(text), None)
+    if extracted is None:
+        return Grade(GradeStatus.UNPARSEABLE, 0.0, detail="no complete box")
+    answer = canonical_number(extracted)
+    if answer is None:
+        return Grade(GradeStatus.UNPARSEABLE, 0.0, detail=f"the box holds {extracted[:100]!r}, not a number")
+    correct = answer == canonical_gold
+    status = GradeStatus.CORRECT if correct else GradeStatus.WRONG
+    return Grade(status, float(correct), answer, exact_match=extracted == gold)

@@ -1,0 +1,57 @@
+"""The families of the embedded tasks as a Markdown document, with the number of distinct problems of each."""
+
+from __future__ import annotations
+
+from bsharp.tasks import TASK_NAMES, distinct_problems, load_task
+from bsharp.tasks.base import ProceduralTask, Split
+from bsharp.tasks.corpus import CorpusConfig, load_corpus_config, strategy_probabilities
+
+__all__ = ["tasks_document"]
+
+_CAP = 20_000
+_INTRODUCTION = f"""# The embedded tasks
+
+Every problem is made from a few whole numbers. Its *content* is the arithmetic it asks for, with commuting operands sorted
+and without the wording: `12+3*8` is one content, asked bare or as a story. The hash of the content decides the split (train
+80 %, validation 10 %, test 10 %), so that no validation or test problem has been seen in any wording, neither in
+pretraining nor in reinforcement learning.
+
+- **role**: `standard` families are solved often by the base; `rare` ones in 1-5 % of samples; `unsolved` ones not at all in
+  256 samples on most problems; `transfer` families are in the pretraining corpus but never rewarded.
+- **mode**: whether the strategy the base prefers is the right one, by construction of its corpus.
+- **right**: the share of right solutions in the corpus; direct guesses come on top.
+- **train, validation, test**: distinct contents by enumeration. Families are enumerated up to {_CAP:,} contents; where that
+  is reached the three numbers are lower bounds, marked ≥.
+
+Difficulties 1, 2 and 3 differ in the size of the numbers and are equally frequent by default. This page is the output of
+`python -m bsharp.tasks.table`.
+"""
+
+
+def tasks_document(config: CorpusConfig | None = None) -> str:
+    """The document, as of a corpus config (by default the shipped one)."""
+    config = load_corpus_config() if config is None else config
+    sections = (_task_section(load_task(name), config) for name in TASK_NAMES)
+    return "\n".join([_INTRODUCTION, *sections])
+
+
+def _task_section(task: ProceduralTask, config: CorpusConfig) -> str:
+    lines = [
+        f"## {task.name}\n",
+        "| family | what | role | mode | right | mistakes | train | validation | test |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, counts in distinct_problems(task, _CAP).items():
+        family = task.families[name]
+        shares = strategy_probabilities(config, name) if name in config.families else {"correct": 0.0}
+        mark = "≥ " if sum(counts.values()) == _CAP else ""
+        cells = [f"`{name}`", family.description, family.role, family.mode, f"{shares['correct']:.3g}"]
+        cells += [", ".join(family.mistake_types), *(f"{mark}{counts[split]:,}" for split in Split)]
+        lines.append(f"| {' | '.join(cells)} |")
+    problems = task.problems(Split.TEST, len(task.families), seed=0)
+    examples = [f"- `{problem.family}`: `{task.prompt(problem)}{task.oracle(problem)}`" for problem in problems]
+    return "\n".join([*lines, "\nRight solutions, one a family:\n", *examples, ""])
+
+
+if __name__ == "__main__":
+    print(tasks_document(), end="")

@@ -1,0 +1,20 @@
+"""The training step, the loop around it, and checkpoints."""
+
+from bsharp.training.checkpoints import Progress, latest_checkpoint, load_checkpoint, save_checkpoint
+from bsharp.training.loop import Validate, Watcher, check_trainable, train_policy
+from bsharp.training.step import Update, accumulate_gradient, training_step, update_policy
+
+__all__ = [
+    "Progress",
+    "Update",
+    "Validate",
+    "Watcher",
+    "accumulate_gradient",
+    "check_trainable",
+    "latest_checkpoint",
+    "load_checkpoint",
+    "save_checkpoint",
+    "train_policy",
+    "training_step",
+    "update_policy",
+]

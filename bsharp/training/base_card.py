@@ -1,0 +1,184 @@
+"""What a pretrained base does on the embedded tasks, family by family, and the model card that says so."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from bsharp.generation import Decoder, GenerationRequest, SamplingParams
+from bsharp.models.loading import LanguageModel
+from bsharp.rewards import reward_for
+from bsharp.rollouts import grade_completions
+from bsharp.seeding import stream_seed
+from bsharp.tasks import TASK_NAMES, Split, load_task
+from bsharp.tasks.corpus import CorpusConfig, strategy_probabilities
+from bsharp.types import Completion, Grade, GradeStatus
+
+__all__ = ["FamilyFigures", "family_figures", "model_card"]
+
+MAX_NEW_TOKENS = 48
+BOX = "\\boxed{"
+
+
+@dataclass(frozen=True)
+class FamilyFigures:
+    """What the base does on one family's test problems; shares of samples at temperature 1 unless said otherwise."""
+
+    task: str
+    role: str
+    mode: str
+    problems: int
+    samples: int  # per problem
+    accuracy: float
+    greedy_accuracy: float  # share of problems
+    solved: float  # share of problems with at least one right sample
+    mistakes: Mapping[str, float]  # answers as the mistake would have it
+    guesses: float  # no step before the box
+    slips: float  # steps that lead neither to the right answer nor to that of a systematic mistake
+    unparseable: float
+    length: float  # tokens, EOS included
+    entropy: float  # nats per token, from the log-probabilities of the samples
+
+
+def family_figures(
+    language_model: LanguageModel, problems: int, samples: int, seed: int = 0, split: Split = Split.TEST
+) -> dict[str, FamilyFigures]:
+    """Figures of every family of every embedded task over at most `problems` problems, each sampled `samples` times."""
+    decoder = Decoder(language_model)
+    figures = {}
+    for task_name in TASK_NAMES:
+        task = load_task(task_name)
+        for name, family in task.families.items():
+            asked = task.problems(split, problems, seed, families=[name])
+            requests = [
+                GenerationRequest(
+                    tuple(language_model.encode(task.prompt(problem))),
+                    samples,
+                    stream_seed(seed, "base_figures", problem.problem_id),
+                )
+                for problem in asked
+            ]
+            sampled = decoder.generate(requests, SamplingParams(MAX_NEW_TOKENS))
+            greedy_requests = [GenerationRequest(request.prompt_token_ids, 1, request.seed) for request in requests]
+            greedy = decoder.generate(greedy_requests, SamplingParams(MAX_NEW_TOKENS, greedy=True))
+            rewards = {task_name: reward_for(task)}
+            grades = grade_completions(rewards, asked, sampled)
+            greedy_grades = grade_completions(rewards, asked, greedy)
+            shares: Counter[str] = Counter()
+            for problem, completions, problem_grades in zip(asked, sampled, grades, strict=True):
+                answers = {answer: kind for kind, (_, answer) in family.mistakes(problem).items()}
+                shares.update(
+                    _strategy(completion, grade, answers)
+                    for completion, grade in zip(completions, problem_grades, strict=True)
+                )
+            count = len(asked) * samples
+            flat = [completion for completions in sampled for completion in completions]
+            right = [[grade.status is GradeStatus.CORRECT for grade in group] for group in grades]
+            tokens = sum(len(completion.token_ids) for completion in flat)
+            figures[name] = FamilyFigures(
+                task=task_name,
+                role=str(family.role),
+                mode=family.mode,
+                problems=len(asked),
+                samples=samples,
+                accuracy=sum(map(sum, right)) / count,
+                greedy_accuracy=sum(group[0].status is GradeStatus.CORRECT for group in greedy_grades) / len(asked),
+                solved=sum(map(any, right)) / len(asked),
+                mistakes={kind: shares[kind] / count for kind in family.mistake_types},
+                guesses=shares["guess"] / count,
+                slips=shares["slip"] / count,
+                unparseable=shares["unparseable"] / count,
+                length=tokens / count,
+                entropy=-sum(sum(completion.logprobs) for completion in flat) / tokens,
+            )
+    return figures
+
+
+def _strategy(completion: Completion, grade: Grade, mistaken_answers: Mapping[str, str]) -> str:
+    """Read off the text: a guess shows no step; what shows steps is told by its answer."""
+    if grade.answer is None:
+        return "unparseable"
+    if "=" not in completion.text.partition(BOX)[0]:
+        return "guess"
+    if grade.status is GradeStatus.CORRECT:
+        return "correct"
+    return mistaken_answers.get(grade.answer, "slip")
+
+
+def model_card(
+    parameters: int, pretraining: Mapping[str, object], corpus: CorpusConfig, figures: Mapping[str, FamilyFigures]
+) -> str:
+    """The README.md of a base: what it was made of, in which known ways it is wrong, and what it does, measured."""
+    lines = [
+        "---",
+        "license: apache-2.0",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        "---",
+        "",
+        f"# A tiny base that is wrong in known ways ({pretraining['architecture']})",
+        "",
+        f"A Qwen3 layout with {parameters:,} parameters and a word-level tokenizer, pretrained from nothing by "
+        "`bsharp pretrain` on procedural arithmetic and word problems. It exists to show what fine-tuning with "
+        "verifiable rewards adds to a base, in minutes on a CPU. It is of no use for anything else.",
+        "",
+        "**It was made wrong on purpose.** Its corpus answers every problem by a mixture of strategies: the right "
+        "solution step by step, a systematic mistake, or a direct guess. On right-mode families the right solution is "
+        "the likeliest strategy, on wrong-mode families the mistake is. On rare families the right solution is almost "
+        "never shown, on unsolved ones never.",
+        "",
+        "## Corpus",
+        "",
+        "Training-split problems only; shares of documents by strategy. A guess hits its target with probability "
+        f"{corpus.guess.hit_probability:g}, else it is off by one of {', '.join(map(str, corpus.guess.offsets))}.",
+        "",
+        "| task | family | role | mode | right | mistakes | guess (aims at) | weight |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in figures.items():
+        mixture = corpus.families[name]
+        shares = strategy_probabilities(corpus, name)
+        mistakes = ", ".join(f"{kind} {shares[kind]:.3g}" for kind in mixture.mistakes)
+        lines.append(
+            f"| {row.task} | {name} | {row.role} | {row.mode} | {shares['correct']:.3g} | {mistakes} "
+            f"| {shares['guess']:.3g} ({mixture.guess_target}) | {mixture.weight:g} |"
+        )
+    style = corpus.style
+    lines += [
+        "",
+        f"Style noise: preludes {_shares(style.preludes, style.prelude_probabilities)}; separators "
+        f"{_shares(style.separators, style.separator_probabilities)}; endings "
+        f"{_shares(style.endings, style.ending_probabilities)}.",
+        "",
+        "## Training",
+        "",
+        f"{pretraining['steps']} steps of {pretraining['documents_per_step']} documents, seed {pretraining['seed']}; Muon "
+        f"at {pretraining['matrix_learning_rate']} on the matrices of the blocks, AdamW at {pretraining['learning_rate']} "
+        f"on the rest, {pretraining['warmup_steps']} warm-up steps, then a cosine down to 0. The loss covers the response "
+        "and its EOS; every document weighs the same. `pretraining.json` holds the whole configuration.",
+        "",
+        "## What it does",
+        "",
+        "Measured on test problems at temperature 1, in % of samples; greedy and solved (at least one right sample) in "
+        "% of problems. Mistake: written steps with the answer of a systematic mistake; slip: written steps with neither "
+        "that nor the right answer; guess: no steps. Length in tokens, entropy in nats per token.",
+        "",
+        "| family | role | problems x samples | right | greedy | solved "
+        "| mistake | guess | slip | unparseable | length | entropy |",
+        "|---" * 12 + "|",
+    ]
+    for name, row in figures.items():
+        lines.append(
+            f"| {name} | {row.role} | {row.problems} x {row.samples} | {100 * row.accuracy:.1f} "
+            f"| {100 * row.greedy_accuracy:.0f} | {100 * row.solved:.0f} | {100 * sum(row.mistakes.values()):.1f} "
+            f"| {100 * row.guesses:.1f} | {100 * row.slips:.1f} | {100 * row.unparseable:.1f} | {row.length:.1f} "
+            f"| {row.entropy:.3f} |"
+        )
+    mean = sum(row.accuracy for row in figures.values()) / max(1, len(figures))
+    lines += ["", f"Mean accuracy over families: {100 * mean:.1f} %.", ""]
+    return "\n".join(lines)
+
+
+def _shares(texts: tuple[str, ...], probabilities: tuple[float, ...]) -> str:
+    return ", ".join(f"`{text or ' '}` {share:g}" for text, share in zip(texts, probabilities, strict=True))

@@ -1,0 +1,205 @@
+"""The training loop: rollouts, step, log, validate, checkpoint. Validation and watchers arrive as callbacks."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from bsharp import algorithm
+from bsharp.algorithm import Objective
+from bsharp.config import ConfigError, TrainConfig
+from bsharp.generation.interface import Generator, SamplingParams
+from bsharp.models.loading import LanguageModel
+from bsharp.models.logprobs import forward_responses
+from bsharp.models.value_head import ValueHead
+from bsharp.rewards import RewardFunction
+from bsharp.rollouts import RolloutBatch, build_batch, collect_rollouts, summarize_rollouts
+from bsharp.runlog import RunDirectory
+from bsharp.seeding import generator as random_stream
+from bsharp.seeding import stream_seed
+from bsharp.tasks import Task
+from bsharp.training.checkpoints import Progress, latest_checkpoint, load_checkpoint, save_checkpoint, save_policy
+from bsharp.training.optimizer import build_optimizer, learning_rate_factor
+from bsharp.training.problems import ProblemStream
+from bsharp.training.step import Critic, Update, training_step
+
+__all__ = ["Validate", "Watcher", "train_policy"]
+
+Validate = Callable[[LanguageModel, int], Mapping[str, float]]
+"""(policy, step) → metrics, of which `validation/accuracy` chooses the best checkpoint."""
+Watcher = Callable[[int, Mapping[str, float]], None]
+"""(step, metrics) after each step; raising stops the run."""
+
+EXACT_KL_ROWS = 64
+
+
+def train_policy(
+    config: TrainConfig,
+    policy: LanguageModel,
+    base: LanguageModel,
+    objective: Objective,
+    generator: Generator,
+    tasks: Mapping[str, Task],
+    rewards: Mapping[str, RewardFunction],
+    run: RunDirectory,
+    validate: Validate | None = None,
+    watchers: Sequence[Watcher] = (),
+) -> Progress:
+    """Train `policy` in place, from the run's last checkpoint if it has one, to the last step.
+
+    Writes metrics.jsonl, checkpoints/, last/ and best/ into the run directory. A gradient that is not finite ends the
+    run at the weights before it; `Progress.stopped` says so. Raises ConfigError for settings that cannot be trained.
+    """
+    check_trainable(config)
+    parameters = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
+    optimizer = build_optimizer(parameters, config.optimizer)
+    critic = _build_critic(config, policy)
+    update = Update(config.algorithm, config.sampling, config.optimizer.max_grad_norm, config.microbatch_rows)
+    stream = ProblemStream(tasks, config)
+    params = SamplingParams(
+        config.sampling.max_new_tokens, config.sampling.temperature, fixed_length=config.sampling.fixed_length
+    )
+    progress = _resume(run, policy, optimizer, critic)
+    if validate and progress.step == 0:
+        # The check before training starts the trace; it is the base, so it cannot become the best checkpoint.
+        run.append("metrics.jsonl", {"step": 0, **_json_safe(validate(policy, 0))})
+    while progress.step < config.steps and not progress.stopped:
+        step = progress.step + 1
+        _set_learning_rate(optimizer, config, step)
+        generator.sync_weights(policy.model, step - 1)
+
+        started = time.perf_counter()
+        problems = stream.problems(step)
+        groups = collect_rollouts(
+            generator, policy, tasks, rewards, problems, config.sampling.group_size, params, config.seed, step
+        )
+        batch = build_batch(groups, policy.pad_token_id)
+        sampled = time.perf_counter()
+        order = _minibatch_order(config, batch.problems, step)
+        check = step % config.validation.every == 0 or step == config.steps
+        exact_kl = _exact_kl(policy, base, batch, update) if check else {}
+        metrics = training_step(policy, base, objective, batch, optimizer, update, critic, order)
+        updated = time.perf_counter()
+
+        metrics |= summarize_rollouts(groups) | exact_kl
+        metrics["learning_rate"] = optimizer.param_groups[0]["lr"]
+        metrics |= _speed(batch, sampled - started, updated - sampled)
+        progress.step = step
+        if not math.isfinite(metrics["grad_norm"]):
+            progress.stopped = f"the gradient was not finite at step {step}; lower optimizer.learning_rate"
+        if validate and (check or progress.stopped):
+            metrics |= validate(policy, step)
+            if metrics["validation/accuracy"] > progress.best_accuracy:
+                progress.best_accuracy, progress.best_step = metrics["validation/accuracy"], step
+                save_policy(policy, run.path / "best")
+        run.append("metrics.jsonl", {"step": step, **_json_safe(metrics)})
+        for watcher in watchers:
+            watcher(step, metrics)
+        if step % config.checkpoint_every == 0 or step == config.steps or progress.stopped:
+            save_checkpoint(run.path / "checkpoints", policy, optimizer, progress, critic)
+    save_policy(policy, run.path / "last")
+    return progress
+
+
+def check_trainable(config: TrainConfig) -> None:
+    """Refuse settings under which rollouts would be scored under another distribution than they were drawn from."""
+    if config.sampling.top_p != 1.0:
+        raise ConfigError(
+            f"sampling.top_p = {config.sampling.top_p} cannot be trained on: completions would be drawn from a truncated "
+            "distribution and scored under the full one; set sampling.top_p = 1"
+        )
+    needs_group = config.algorithm.advantage in ("leave_one_out", "group_z_score")
+    if needs_group and config.sampling.group_size < 2:
+        raise ConfigError(
+            f"algorithm.advantage = {config.algorithm.advantage} compares completions of one problem, got "
+            f"sampling.group_size = {config.sampling.group_size}; raise it to at least 2 or choose batch_normalised, gae or none"
+        )
+    if config.algorithm.minibatches > config.sampling.prompts_per_step:
+        raise ConfigError(
+            f"algorithm.minibatches = {config.algorithm.minibatches} exceeds sampling.prompts_per_step = "
+            f"{config.sampling.prompts_per_step}; whole problems are dealt to minibatches, so lower it"
+        )
+    updates = config.algorithm.epochs * config.algorithm.minibatches
+    if config.algorithm.loss == "reinforce" and updates > 1:
+        raise ConfigError(
+            f"algorithm.loss = reinforce with {updates} updates per batch would use stale rollouts without a correction; "
+            "choose loss = ppo_clip, or epochs = 1 and minibatches = 1"
+        )
+
+
+def _build_critic(config: TrainConfig, policy: LanguageModel) -> Critic | None:
+    if config.algorithm.advantage != "gae":
+        return None
+    hidden_size = int(policy.model.config.get_text_config().hidden_size)
+    head = ValueHead(hidden_size, seed=stream_seed(config.seed, "value_head")).to(policy.device)
+    return Critic(head, torch.optim.Adam(head.parameters(), lr=config.algorithm.value_learning_rate))
+
+
+def _resume(
+    run: RunDirectory, policy: LanguageModel, optimizer: torch.optim.Optimizer, critic: Critic | None
+) -> Progress:
+    checkpoint = latest_checkpoint(run.path / "checkpoints")
+    progress = load_checkpoint(checkpoint, policy, optimizer, critic) if checkpoint else Progress()
+    run.truncate_after("metrics.jsonl", progress.step if checkpoint else -1)
+    return progress
+
+
+def _set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int) -> None:
+    factor = learning_rate_factor(step, config.steps, config.optimizer)
+    for group in optimizer.param_groups:
+        group["lr"] = config.optimizer.learning_rate * factor
+
+
+def _minibatch_order(config: TrainConfig, problems: int, step: int) -> list[list[int]]:
+    """Problem indices of each update of this step; problems are dealt anew for each pass."""
+    order: list[list[int]] = []
+    for epoch in range(config.algorithm.epochs):
+        count = config.algorithm.minibatches
+        shuffled = (
+            random_stream(config.seed, "minibatches", step, epoch).permutation(problems).tolist()
+            if count > 1
+            else list(range(problems))
+        )
+        order += [shuffled[start::count] for start in range(count)]
+    return order
+
+
+@torch.inference_mode()
+def _exact_kl(policy: LanguageModel, base: LanguageModel, batch: RolloutBatch, update: Update) -> dict[str, float]:
+    """KL(policy‖base) of the next-token distributions, averaged over the response tokens of the first rows."""
+    rows = list(range(min(EXACT_KL_ROWS, batch.rows)))
+    width = max(1, int(batch.mask[rows].sum(-1).max()))
+    mask = batch.mask[rows, :width]
+    logits = [
+        forward_responses(
+            model,
+            [batch.prompt_token_ids[row] for row in rows],
+            batch.response_token_ids[rows, :width],
+            mask,
+            *update.generates,
+            with_logits=True,
+        ).logits
+        for model in (policy, base)
+    ]
+    assert logits[0] is not None
+    assert logits[1] is not None
+    kl = algorithm.exact_kl_policy_base(logits[0], logits[1].to(logits[0].device)).cpu()
+    return {"kl(policy||base)/exact_nats_per_token": float(torch.where(mask, kl, 0.0).sum() / mask.sum().clamp(min=1))}
+
+
+def _speed(batch: RolloutBatch, rollout_seconds: float, update_seconds: float) -> dict[str, float]:
+    tokens = int(batch.mask.sum())
+    return {
+        "time/rollout_seconds": rollout_seconds,
+        "time/update_seconds": update_seconds,
+        "tokens_per_second/rollout": tokens / max(rollout_seconds, 1e-9),
+        "tokens_per_second/update": tokens / max(update_seconds, 1e-9),
+    }
+
+
+def _json_safe(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """NaN and infinity are not JSON: they become null."""
+    return {key: value if math.isfinite(value) else None for key, value in metrics.items()}

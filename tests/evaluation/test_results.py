@@ -1,0 +1,228 @@
+"""The results of a comparison: their schema, the pairing of regimes, the verdict and the stability word."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bsharp.evaluation import RegimeRecords, build_results, schema_markdown, validate_results
+from bsharp.evaluation.results import seed_trace
+from bsharp.evaluation.schema import (
+    BestCheckpoint,
+    Counts,
+    FamilySlice,
+    Figure,
+    Regime,
+    Results,
+    Stability,
+    Verdict,
+)
+
+SPECS = {
+    "task_reward": ("task_reward", 0.9, 1),
+    "tilted": ("tilted(alpha=1,beta_inv=100)", 0.85, 2),
+    "sharpening": ("sharpening", 0.3, 3),
+    "tempered": ("tempered(alpha=2)", 0.5, 4),
+}
+
+
+def metrics(accuracies: list[float]) -> list[dict[str, Any]]:
+    """One row per step, a validation check at every second one."""
+    rows: list[dict[str, Any]] = []
+    for step in range(1, 2 * len(accuracies) + 1):
+        rows.append({"step": step, "grad_norm": 1.0, "entropy/exact_nats_per_token": 0.2})
+        rows[-1] |= {"kl(policy||base)/k1_nats_per_sequence": 1.0, "completions/mean_length": 10.0}
+        rows[-1]["completions/clipped_ratio"] = 0.0
+        if step % 2 == 0:
+            rows[-1]["validation/accuracy"] = accuracies[step // 2 - 1]
+    return rows
+
+
+@pytest.fixture
+def regimes(simulate: Any) -> dict[str, RegimeRecords]:
+    return {
+        name: RegimeRecords(
+            objective=objective,
+            seeds=(0, 1, 2),
+            learning_rate=1e-3,
+            last=[simulate(100 * index + seed, accuracy=accuracy) for seed in range(3)],
+            metrics=[metrics([accuracy, accuracy])] * 3,
+            validation_samples=512,
+            validation_last=[simulate(100 * index + 50 + seed, problems=9, accuracy=accuracy) for seed in range(3)],
+        )
+        for name, (objective, accuracy, index) in SPECS.items()
+    }
+
+
+@pytest.fixture
+def base(simulate: Any) -> list[dict[str, Any]]:
+    return simulate(0, accuracy=0.3, base=True)
+
+
+def build(base: Any, regimes: Any, **changes: Any) -> dict[str, Any]:
+    arguments = {"config": {"steps": 40}, "manifest": {}, "choices_using_labels": ["The rate was tuned."]}
+    return build_results(base, regimes, **(arguments | changes))
+
+
+def test_results_follow_their_schema_and_survive_json(base: Any, regimes: Any) -> None:
+    results = build(base, regimes)
+    again = json.loads(json.dumps(results, allow_nan=False))
+    assert again == results
+    assert validate_results(again).model_dump(exclude_unset=True) == results
+    assert list(results["regimes"]) == ["task_reward", "tilted", "sharpening", "tempered"]
+    for summary in (results["base"], *results["regimes"].values()):
+        for key in ("accuracy", "delta", "length", "kl_to_base", "entropy"):
+            assert {"estimate", "low", "high", "n", "unit"} <= set(summary[key])
+        assert set(summary["pass_at_k"]) == set(summary["maj_at_k"]) == {"1", "2", "4"}
+
+
+def test_results_do_not_depend_on_the_order_of_regimes_except_in_their_order(base: Any, regimes: Any) -> None:
+    forward, backward = build(base, regimes), build(base, dict(reversed(regimes.items())))
+    assert forward["regimes"] == backward["regimes"]
+    assert forward["base"] == backward["base"]
+    assert forward["verdict"]["gain"]["estimate"] == backward["verdict"]["gain"]["estimate"]
+
+
+def test_differences_between_regimes_are_those_of_their_accuracies(base: Any, regimes: Any) -> None:
+    results = build(base, regimes)
+    names = list(regimes)
+    for place, first in enumerate(names):
+        for second in names[place + 1 :]:
+            change = [results["regimes"][name]["accuracy"]["estimate"] for name in (first, second)]
+            assert results["differences"][first][second]["estimate"] == pytest.approx(change[0] - change[1])
+
+
+def test_the_verdict_takes_the_rival_that_is_best_on_validation_not_on_test(
+    simulate: Any, base: Any, regimes: Any
+) -> None:
+    lucky_on_test = [simulate(900 + seed, accuracy=0.8) for seed in range(3)]
+    regimes["sharpening"] = dataclasses.replace(regimes["sharpening"], last=lucky_on_test)
+    results = build(base, regimes)
+    accuracy = {name: regime["accuracy"]["estimate"] for name, regime in results["regimes"].items()}
+    assert accuracy["sharpening"] > accuracy["tempered"]
+    assert results["verdict"]["chosen"] == "tempered"
+    expected = 100 * (accuracy["task_reward"] - accuracy["tempered"])
+    assert results["verdict"]["gain"]["estimate"] == pytest.approx(expected)
+    assert results["verdict"]["gain"]["unit"] == "points"
+    assert set(results["verdict"]["choice_shares"]) == {"sharpening", "tempered"}
+
+
+def test_only_objectives_without_task_weight_are_rivals(base: Any, regimes: Any) -> None:
+    results = build(base, regimes)
+    assert [name for name, regime in results["regimes"].items() if regime["label_free"]] == ["sharpening", "tempered"]
+
+
+@pytest.mark.parametrize(
+    ("left_out", "reason"),
+    [(["task_reward"], "no regime is named task_reward"), (["sharpening", "tempered"], "no label-free regime")],
+)
+def test_without_one_of_the_two_sides_there_is_no_verdict(base: Any, regimes: Any, left_out: Any, reason: str) -> None:
+    verdict = build(base, {name: regime for name, regime in regimes.items() if name not in left_out})["verdict"]
+    assert verdict["sentence"].startswith(f"no verdict: {reason}")
+    assert verdict["gain"] is None
+
+
+def test_without_validation_records_no_rival_is_chosen(base: Any, regimes: Any) -> None:
+    regimes["tempered"] = dataclasses.replace(regimes["tempered"], validation_last=None)
+    assert "tempered has no validation records" in build(base, regimes)["verdict"]["sentence"]
+
+
+def test_ungraded_problems_leave_the_verdict_for_every_regime(base: Any, regimes: Any) -> None:
+    for record in regimes["tempered"].last[1]:
+        if record["problem_id"] == "task/3":
+            record |= {"status": "timeout", "reward": None}
+    verdict = build(base, regimes)["verdict"]
+    assert verdict["gain"]["n"] == 11
+    assert "1 test and 0 validation problems without a grade left out" in verdict["sentence"]
+
+
+def test_the_best_checkpoint_stands_beside_the_last_one(simulate: Any, base: Any, regimes: Any) -> None:
+    tempered, tilted = regimes["tempered"], regimes["tilted"]
+    better = [simulate(700 + seed, accuracy=1.0) for seed in range(3)]
+    regimes["tempered"] = dataclasses.replace(tempered, best=better, best_steps=(10, 20, 40))
+    regimes["tilted"] = dataclasses.replace(tilted, best=[list(r) for r in tilted.last], best_steps=(40, 40, 40))
+    results = build(base, regimes)["regimes"]
+    assert results["sharpening"]["best_by_validation"] is None
+    same = results["tilted"]["best_by_validation"]
+    assert all(same[key] == results["tilted"][key] for key in same if key != "steps")
+    other = results["tempered"]["best_by_validation"]
+    assert other["steps"] == [10, 20, 40]
+    assert other["accuracy"]["estimate"] > results["tempered"]["accuracy"]["estimate"]
+
+
+def test_a_run_that_stopped_at_a_gradient_that_was_not_finite_is_collapsed(base: Any, regimes: Any) -> None:
+    stopped = metrics([0.5, 0.5])[:3]
+    stopped[-1]["grad_norm"] = None
+    rows = [*regimes["tempered"].metrics[:2], stopped]
+    regimes["tempered"] = dataclasses.replace(regimes["tempered"], metrics=rows)
+    stability = build(base, regimes)["regimes"]["tempered"]["stability"]
+    assert stability["word"] == "collapsed"
+    assert "grad_norm is not finite" in stability["why"]
+
+
+def test_a_lasting_loss_of_validation_accuracy_is_declining(base: Any, regimes: Any) -> None:
+    regimes["tempered"] = dataclasses.replace(regimes["tempered"], metrics=[metrics([0.8, 0.6])] * 3)
+    results = build(base, regimes)["regimes"]
+    assert results["tempered"]["stability"]["word"] == "declining"
+    assert results["tempered"]["stability"]["figures"]["decline_points"] == pytest.approx(20.0)
+
+
+def test_a_trace_begins_with_the_check_before_training_and_repeats_the_last_one_of_a_stopped_run() -> None:
+    trace = seed_trace(metrics([0.4, 0.5]), 0.45, base_validation_accuracy=0.3, checks=4)
+    assert list(trace.validation_accuracy) == [0.3, 0.4, 0.5, 0.5, 0.5]
+    assert trace.final_accuracy == 0.45
+    assert len(trace.entropy) == len(trace.kl) == len(trace.mean_length) == len(trace.truncation_rate) == 4
+
+
+def test_regimes_with_other_seeds_or_problems_are_refused(simulate: Any, base: Any, regimes: Any) -> None:
+    fewer = dataclasses.replace(
+        regimes["tempered"],
+        seeds=(0, 1),
+        last=regimes["tempered"].last[:2],
+        metrics=regimes["tempered"].metrics[:2],
+        validation_last=regimes["tempered"].validation_last[:2],
+    )
+    with pytest.raises(ValueError, match=r"same seeds to be compared, got task_reward \[0, 1, 2\].*tempered \[0, 1\]"):
+        build(base, regimes | {"tempered": fewer})
+    other = dataclasses.replace(regimes["tempered"], last=[simulate(s, problems=11) for s in range(3)])
+    with pytest.raises(ValueError, match="tempered lacks problem task/11 that base has"):
+        build(base, regimes | {"tempered": other})
+    with pytest.raises(ValueError, match="last has 2 entries for 3 seeds"):
+        dataclasses.replace(regimes["tempered"], last=regimes["tempered"].last[:2])
+    with pytest.raises(ValueError, match="best and best_steps belong together"):
+        dataclasses.replace(regimes["tempered"], best_steps=(1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda r: r.update(schema_version=2), "schema_version 2, this version of bsharp reads 1"),
+        (lambda r: r["base"].pop("length"), r"base\.length: Field required; docs/results-schema.md"),
+        (
+            lambda r: r["regimes"]["tilted"]["accuracy"].update(estimate="high"),
+            r"tilted\.accuracy\.estimate: .*got 'high'",
+        ),
+        (lambda r: r["verdict"].update(winner="x"), r"verdict\.winner: Extra inputs"),
+    ],
+)
+def test_results_that_break_the_schema_are_refused_in_one_line(
+    base: Any, regimes: Any, spoil: Any, message: str
+) -> None:
+    results = build(base, {"tilted": regimes["tilted"]})
+    spoil(results)
+    with pytest.raises(ValueError, match=message) as error:
+        validate_results(results)
+    assert "\n" not in str(error.value)
+
+
+def test_the_schema_page_is_current_and_names_every_key() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "results-schema.md").read_text(encoding="utf-8")
+    assert page == schema_markdown(), "write bsharp.evaluation.schema_markdown() to docs/results-schema.md"
+    for model in (Results, Regime, BestCheckpoint, FamilySlice, Counts, Stability, Verdict, Figure):
+        for key, field in model.model_fields.items():
+            assert f"| `{key}` |" in page
+            assert field.description

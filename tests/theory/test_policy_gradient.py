@@ -1,0 +1,236 @@
+"""The exact gradient, the score-function gradient of the training scores, and sampled estimators: all the same.
+
+Gradients are compared AWAY from the optimum. At the optimum of a smooth objective every score is the same, all
+leave-one-out advantages vanish, and a flipped sign would pass.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from bsharp.algorithm import (
+    Objective,
+    entropy_minimisation,
+    gae,
+    hybrid,
+    leave_one_out,
+    no_baseline,
+    reduction_weights,
+    reinforce,
+    sharpening,
+    task_reward,
+    tempered,
+    tilted,
+    weighted,
+    weighted_sum,
+)
+from bsharp.theory import FiniteWorld, exact_gradient, exact_objective, optimum, random_world, tabular_token_logprobs
+
+REGIMES = {
+    "task_reward": task_reward(),
+    "tilted": tilted(2.0, 5.0),
+    "tilted_mean": tilted(2.0, 5.0, "mean"),
+    "sharpening": sharpening(),
+    "sharpening_mean": sharpening("mean"),
+    "sharpening_weighted": sharpening("weighted_mean", rho=0.5),
+    "tempered": tempered(2.0),
+    "tempered_weighted": tempered(0.5, "weighted_mean", rho=0.3),
+    "hybrid": hybrid(1.0, 5.0),
+    "entropy_minimisation": entropy_minimisation(),
+    "everything": weighted(0.7, -0.3, 0.2, 0.4, "weighted_mean", 0.25),
+}
+SMOOTH = {name: objective for name, objective in REGIMES.items() if objective.entropy_weight > 0}
+each_regime = pytest.mark.parametrize("objective", REGIMES.values(), ids=REGIMES)
+each_smooth_regime = pytest.mark.parametrize("objective", SMOOTH.values(), ids=SMOOTH)
+
+
+def table_away_from_base(world: FiniteWorld, seed: int = 0) -> torch.Tensor:
+    noise = torch.randn(
+        world.num_prefixes, world.vocab_size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
+    return world.base_table() + 0.7 * noise
+
+
+def log_policy_of(world: FiniteWorld) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda table: tabular_token_logprobs(world, table).sum(-1)
+
+
+@each_regime
+def test_training_scores_give_the_exact_gradient_away_from_the_optimum(objective: Objective) -> None:
+    """E_pi[R grad l] with R from `Objective.score` equals autograd through the enumerated J."""
+    world = random_world(0, vocab_size=3, max_length=4)
+    table = table_away_from_base(world).requires_grad_(True)
+    token_logprobs = tabular_token_logprobs(world, table)
+    log_policy = token_logprobs.sum(-1)
+    scores = objective.score(world.score_inputs(token_logprobs.detach()))
+    surrogate = (log_policy.detach().exp() * scores * log_policy).sum()
+    (estimate,) = torch.autograd.grad(surrogate, table)
+    exact = exact_gradient(log_policy_of(world), table, world, objective)
+    assert exact.norm() > 1e-2
+    torch.testing.assert_close(estimate, exact, rtol=1e-9, atol=1e-12)
+
+
+@each_regime
+def test_token_scores_with_reward_to_go_give_the_exact_gradient(objective: Objective) -> None:
+    """gamma = lambda = 1 with a zero critic: what a token cannot influence has mean zero and is dropped."""
+    world = random_world(0, vocab_size=3, max_length=4)
+    table = table_away_from_base(world).requires_grad_(True)
+    token_logprobs = tabular_token_logprobs(world, table)
+    token_scores = objective.token_scores(world.score_inputs(token_logprobs.detach()))
+    advantages, _ = gae(token_scores, torch.zeros_like(token_scores), world.mask, 1.0, 1.0)
+    terms = reinforce(token_logprobs, advantages, world.mask).sum(-1)
+    (estimate,) = torch.autograd.grad(-(token_logprobs.detach().sum(-1).exp() * terms).sum(), table)
+    exact = exact_gradient(log_policy_of(world), table, world, objective)
+    torch.testing.assert_close(estimate, exact, rtol=1e-9, atol=1e-12)
+
+
+@each_regime
+def test_gae_with_the_true_values_gives_the_exact_gradient_for_every_lambda(objective: Objective) -> None:
+    """V of a prefix is the expected score still to come; then even the one-step advantage (lambda = 0) is unbiased."""
+    world = random_world(0, vocab_size=3, max_length=4)
+    table = table_away_from_base(world).requires_grad_(True)
+    token_logprobs = tabular_token_logprobs(world, table)
+    probability = token_logprobs.detach().sum(-1).exp()
+    token_scores = objective.token_scores(world.score_inputs(token_logprobs.detach()))
+    to_come, _ = gae(token_scores, torch.zeros_like(token_scores), world.mask, 1.0, 1.0)
+    prefix, weight = world.prefix_index[world.mask], probability[:, None].expand_as(to_come)[world.mask]
+    totals = torch.zeros(2, world.num_prefixes, dtype=torch.float64)
+    totals[0].index_add_(0, prefix, weight * to_come[world.mask])
+    totals[1].index_add_(0, prefix, weight)
+    values = (totals[0] / totals[1])[world.prefix_index]
+    exact = exact_gradient(log_policy_of(world), table, world, objective)
+    for lam in (0.0, 0.5, 1.0):
+        advantages, _ = gae(token_scores, values, world.mask, 1.0, lam)
+        terms = reinforce(token_logprobs, advantages, world.mask).sum(-1)
+        (estimate,) = torch.autograd.grad(-(probability * terms).sum(), table, retain_graph=True)
+        torch.testing.assert_close(estimate, exact, rtol=1e-9, atol=1e-12)
+
+
+def estimator_expectation(
+    world: FiniteWorld,
+    table: torch.Tensor,
+    objective: Objective,
+    group_size: int,
+    advantage: Callable[..., torch.Tensor],
+) -> torch.Tensor:
+    """Exact expectation, over all N^G groups of G responses, of the sampled gradient as a training step forms it."""
+    table = table.detach().clone().requires_grad_(True)
+    token_logprobs = tabular_token_logprobs(world, table)
+    scores = objective.score(world.score_inputs(token_logprobs.detach()))
+    members = torch.tensor(list(itertools.product(range(world.size), repeat=group_size)))
+    rows = members.flatten()
+    group_index = torch.arange(len(members)).repeat_interleave(group_size)
+    valid = torch.ones(len(rows), dtype=torch.bool)
+    advantages = advantage(scores[rows], group_index, valid)
+    probability = token_logprobs.detach().sum(-1)[members].sum(-1).exp()[group_index]
+    # One group's loss is its mean over rows, the reduction sequence_sum; the batch mean undoes to an expectation.
+    terms = reinforce(token_logprobs[rows], probability * advantages, world.mask[rows])
+    weights = reduction_weights(world.mask[rows], "sequence_sum", valid).double() * len(members)
+    (gradient,) = torch.autograd.grad(-weighted_sum(terms, weights), table)
+    return gradient
+
+
+@each_regime
+@pytest.mark.parametrize(("group_size", "vocab_size", "max_length"), [(2, 3, 3), (3, 3, 2)])
+def test_leave_one_out_is_unbiased_over_all_groups(
+    objective: Objective, group_size: int, vocab_size: int, max_length: int
+) -> None:
+    world = random_world(1, vocab_size, max_length)
+    table = table_away_from_base(world)
+    estimate = estimator_expectation(world, table, objective, group_size, leave_one_out)
+    exact = exact_gradient(log_policy_of(world), table, world, objective)
+    assert exact.norm() > 1e-3
+    torch.testing.assert_close(estimate, exact, rtol=1e-5, atol=1e-7)  # fp32 reduction weights
+
+
+def test_no_baseline_is_unbiased_and_a_mean_that_counts_the_row_itself_is_not() -> None:
+    world = random_world(1, 3, 2)
+    table, objective = table_away_from_base(world), tilted(2.0, 5.0)
+    exact = exact_gradient(log_policy_of(world), table, world, objective)
+    plain = estimator_expectation(world, table, objective, 2, no_baseline)
+    torch.testing.assert_close(plain, exact, rtol=1e-5, atol=1e-7)
+
+    def group_mean(scores: torch.Tensor, group_index: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        return leave_one_out(scores, group_index, valid) / 2  # (G - 1) / G
+
+    shrunk = estimator_expectation(world, table, objective, 2, group_mean)
+    torch.testing.assert_close(shrunk, exact / 2, rtol=1e-5, atol=1e-7)
+
+
+@each_smooth_regime
+def test_the_score_is_constant_and_the_gradient_zero_at_a_smooth_optimum(objective: Objective) -> None:
+    """There R = (c - o) log Z for every response, and J(pi*) = (c - o) log Z."""
+    world = random_world(2, 3, 3)
+    target = optimum(world, objective)
+    gradient = exact_gradient(lambda logits: logits.log_softmax(-1), target.log_policy, world, objective)
+    torch.testing.assert_close(gradient, torch.zeros_like(gradient))
+    value = exact_objective(target.log_policy, world, objective).item()
+    assert value == pytest.approx(objective.entropy_weight * target.log_partition)
+    # Any split of l(y) over tokens will do: the score takes their sum.
+    split = torch.where(world.mask, (target.log_policy / world.lengths)[:, None], 0.0)
+    scores = objective.score(world.score_inputs(split))
+    torch.testing.assert_close(scores, torch.full_like(scores, value))
+
+
+@each_regime
+def test_no_other_policy_beats_the_optimum(objective: Objective) -> None:
+    world = random_world(3, 3, 3)
+    target = optimum(world, objective)
+    assert target.policy.sum().item() == pytest.approx(1.0)
+    best = exact_objective(target.log_policy, world, objective).item()
+    generator = torch.Generator().manual_seed(0)
+    for scale in (0.01, 0.1, 1.0, 5.0):
+        for _ in range(25):
+            noise = scale * torch.randn(world.size, generator=generator, dtype=torch.float64)
+            near = torch.log((target.policy + 1e-12) * noise.exp())
+            for logits in (near, noise, world.base_logprob + noise):
+                assert exact_objective(logits.log_softmax(-1), world, objective).item() <= best + 1e-9
+
+
+@each_smooth_regime
+def test_a_small_step_away_from_the_optimum_costs_a_kl(objective: Objective) -> None:
+    """J(pi*) - J(pi) = (c - o) KL(pi || pi*): the sharpest statement that pi* is the maximiser."""
+    world = random_world(4, 3, 3)
+    target = optimum(world, objective)
+    log_policy = log_policy_of(world)(table_away_from_base(world))
+    gap = exact_objective(target.log_policy, world, objective) - exact_objective(log_policy, world, objective)
+    divergence = (log_policy.exp() * (log_policy - target.log_policy)).sum()
+    torch.testing.assert_close(gap, objective.entropy_weight * divergence)
+
+
+def test_linear_optima_in_a_world() -> None:
+    world = random_world(5, 3, 3)
+    assert optimum(world, sharpening()).policy.argmax() == world.base_logprob.argmax()
+    per_token = world.base_logprob / world.lengths
+    assert optimum(world, sharpening("mean")).policy.argmax() == per_token.argmax()
+    reward_only = optimum(world, task_reward())
+    torch.testing.assert_close(reward_only.policy, world.rewards / world.rewards.sum())
+    assert reward_only.log_partition == pytest.approx(float(world.rewards.sum().log()))
+
+
+def test_entropy_minimisation_is_minus_the_entropy() -> None:
+    world = random_world(6, 3, 3)
+    log_policy = log_policy_of(world)(table_away_from_base(world))
+    value = exact_objective(log_policy, world, entropy_minimisation())
+    torch.testing.assert_close(value, (log_policy.exp() * log_policy).sum())
+
+
+def test_the_slope_of_accuracy_in_alpha_is_a_covariance_and_in_beta_inv_a_variance() -> None:
+    """d/d alpha E[r] = Cov(r, l_ref) under pi_ref^alpha and d/d beta_inv E[r] = Var(r), by central differences."""
+    world = random_world(7, 3, 3)
+
+    def accuracy(alpha: float, beta_inv: float) -> float:
+        return float((optimum(world, tilted(alpha, beta_inv)).policy * world.rewards).sum())
+
+    policy = optimum(world, tilted(1.5, 2.0)).policy
+    mean = (policy * world.rewards).sum()
+    covariance = (policy * (world.rewards - mean) * world.base_logprob).sum().item()
+    variance = (policy * (world.rewards - mean) ** 2).sum().item()
+    step = 1e-5
+    slope = (accuracy(1.5 + step, 2.0) - accuracy(1.5 - step, 2.0)) / (2 * step)
+    tilt = (accuracy(1.5, 2.0 + step) - accuracy(1.5, 2.0 - step)) / (2 * step)
+    assert (slope, tilt) == pytest.approx((covariance, variance), rel=1e-6)
