@@ -150,7 +150,7 @@ def _compare(command: CompareCommand) -> None:
         return
     with ProgressDisplay(console) as display:
         results = experiment.compare(config, folder, display.on_start, display.on_event)
-    print_results(results, console, families=command.families)
+    print_results(results, families=command.families)
     console.print(f"Written to {folder}: results.json, table.md, metrics and every sample", highlight=False, markup=False)
 
 
@@ -209,7 +209,7 @@ def _table(command: TableCommand) -> None:
     path = Path(command.run)
     if not (path / "results.json").exists():
         raise ConfigError(f"{path} holds no results.json; give the directory of a finished `bsharp compare`")
-    print_results(RunDirectory(path).read_json("results.json"), Console(), families=command.families)
+    print_results(RunDirectory(path).read_json("results.json"), families=command.families)
 
 
 def _quick(settings: CompareConfig) -> CompareConfig:

@@ -64,7 +64,7 @@ def _require_groups(name: str, group_index: Int[Tensor, " B"]) -> None:
 def leave_one_out(
     scores: Float[Tensor, " B"], group_index: Int[Tensor, " B"], valid: Bool[Tensor, " B"]
 ) -> Float[Tensor, " B"]:
-    """Leave-one-out advantage: A_i = s_i - mean_{j != i} s_j over the valid rows of the group of i (RLOO, 2402.14740).
+    """Leave-one-out advantage: A_i = s_i - mean_{j != i} s_j over the valid rows of the group of i (RLOO, arXiv 2402.14740).
 
     Equals G/(G-1) times (s_i - group mean). Unbiased for every G >= 2. A group with fewer than two valid rows gets 0
     (count them with `zero_variance_groups`); raises ValueError where every group has a single row.
@@ -79,7 +79,7 @@ def leave_one_out(
 def group_z_score(
     scores: Float[Tensor, " B"], group_index: Int[Tensor, " B"], valid: Bool[Tensor, " B"], eps: float = 1e-4
 ) -> Float[Tensor, " B"]:
-    """Group z-score: A_i = (s_i - group mean) / (group standard deviation + eps) (GRPO, 2402.03300).
+    """Group z-score: A_i = (s_i - group mean) / (group standard deviation + eps) (GRPO, arXiv 2402.03300).
 
     The standard deviation divides by n - 1. Groups of equal scores, or with fewer than two valid rows, get 0; raises
     ValueError where every group has a single row. `eps` is in units of the score.
@@ -97,7 +97,7 @@ def batch_normalised(
 ) -> Float[Tensor, " B"]:
     """Batch-normalised advantage: A_i = (s_i - mean) / (standard deviation + eps) over all valid rows of the batch.
 
-    REINFORCE++ (2501.03262); groups play no part, so one completion per problem will do. The standard deviation
+    REINFORCE++ (arXiv 2501.03262); groups play no part, so one completion per problem will do. The standard deviation
     divides by n - 1. Equal scores, or fewer than two valid rows, give 0.
     """
     if scores.numel() == 0:
@@ -130,7 +130,7 @@ def gae(
     lam: float,
     valid: Bool[Tensor, " B"] | None = None,
 ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
-    """Generalised advantage estimation (1506.02438): (advantages, returns), both (B, T), without gradient.
+    """Generalised advantage estimation (arXiv 1506.02438): (advantages, returns), both (B, T), without gradient.
 
         delta_t = s_t + gamma V_{t+1} - V_t        A_t = delta_t + gamma lam A_{t+1}        return_t = A_t + V_t
 

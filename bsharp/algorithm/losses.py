@@ -84,9 +84,9 @@ def ppo_clip(
     clip_low: float = 0.2,
     clip_high: float = 0.2,
 ) -> tuple[Float[Tensor, "B T"], RatioStatistics]:
-    """PPO token terms -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A) with rho = pi / pi_old (1707.06347).
+    """PPO token terms -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A) with rho = pi / pi_old (arXiv 1707.06347).
 
-    clip_high > clip_low is the asymmetric clip of DAPO (2503.14476). `old_logprobs` and `advantages` are constants. At
+    clip_high > clip_low is the asymmetric clip of DAPO (arXiv 2503.14476). `old_logprobs` and `advantages` are constants. At
     rho = 1 the gradient is that of `reinforce`. The log-ratio is cut at +-20 nats, beyond which there is no gradient.
     The statistics count the masked-in tokens of every row given: leave invalid rows out of `mask`.
     """
@@ -135,9 +135,9 @@ def reduction_weights(
     """Weights of the token terms in the loss, over the WHOLE batch: n valid rows of T_i tokens each.
 
         sequence_sum      1 / n              the policy gradient of the objective, unbiased whatever the lengths
-        sequence_mean     1 / (n T_i)        GRPO (2402.03300): tokens of short responses weigh more
-        token_mean        1 / sum_i T_i      DAPO (2503.14476): sequence_sum over the batch's mean length
-        constant_length   1 / (n max_length) Dr. GRPO (2503.20783): sequence_sum over a constant
+        sequence_mean     1 / (n T_i)        GRPO (arXiv 2402.03300): tokens of short responses weigh more
+        token_mean        1 / sum_i T_i      DAPO (arXiv 2503.14476): sequence_sum over the batch's mean length
+        constant_length   1 / (n max_length) Dr. GRPO (arXiv 2503.20783): sequence_sum over a constant
 
     Masked-out tokens and invalid rows weigh 0; without a valid row all weights are 0. fp32. Raises ValueError for an
     unknown reduction, and for constant_length without max_length >= 1.

@@ -259,7 +259,7 @@ def task_reward() -> Objective:
 def tilted(
     alpha: Number = 1.0, beta_inv: Number = 100.0, normalisation: Normalisation | str = "sum", rho: Number | None = None
 ) -> Objective:
-    """J = E[r + ((alpha - 1) / beta_inv) N(l_ref)] - (1 / beta_inv) KL(pi || pi_ref): tilted sampling (2604.16259).
+    """J = E[r + ((alpha - 1) / beta_inv) N(l_ref)] - (1 / beta_inv) KL(pi || pi_ref): tilted sampling (arXiv 2604.16259).
 
     Optimum: pi* ~ pi_ref^alpha exp(beta_inv r) for N = sum, else pi_ref exp((alpha - 1) N(l_ref) + beta_inv r).
     alpha = 1 is the task reward with a KL penalty. Degenerate: beta_inv -> 0 is tempered sampling, beta_inv -> inf the
@@ -276,7 +276,7 @@ def tilted(
 
 
 def sharpening(normalisation: Normalisation | str = "sum", rho: Number | None = None, alpha: Number = 1.0) -> Objective:
-    """J = alpha E[N(l_ref)]: distribution sharpening (2604.16259), no label anywhere.
+    """J = alpha E[N(l_ref)]: distribution sharpening (arXiv 2604.16259), no label anywhere.
 
     Optimum: a point mass on argmax N(l_ref), the base's mode for N = sum. alpha > 0 is a scale: it moves no optimum and
     an optimizer that normalises its step hardly feels it. Degenerate: `sum` favours the shortest responses, `mean`
@@ -287,7 +287,7 @@ def sharpening(normalisation: Normalisation | str = "sum", rho: Number | None = 
 
 
 def tempered(alpha: Number = 2.0, normalisation: Normalisation | str = "sum", rho: Number | None = None) -> Objective:
-    """J = (alpha - 1) E[N(l_ref)] - KL(pi || pi_ref): tempered sampling (2604.16259), no label anywhere.
+    """J = (alpha - 1) E[N(l_ref)] - KL(pi || pi_ref): tempered sampling (arXiv 2604.16259), no label anywhere.
 
     Optimum: pi* ~ pi_ref^alpha for N = sum, else pi_ref exp((alpha - 1) N(l_ref)). alpha > 0; below 1 it flattens.
     Degenerate: alpha = 1 asks for the base itself.
@@ -299,7 +299,7 @@ def tempered(alpha: Number = 2.0, normalisation: Normalisation | str = "sum", rh
 def hybrid(
     alpha: Number, beta_inv: Number, normalisation: Normalisation | str = "sum", rho: Number | None = None
 ) -> Objective:
-    """J = E[r + (alpha / beta_inv) N(l_ref)]: the task reward with a likelihood bonus and no KL (2604.16259).
+    """J = E[r + (alpha / beta_inv) N(l_ref)]: the task reward with a likelihood bonus and no KL (arXiv 2604.16259).
 
     Optimum: a point mass on argmax beta_inv r + alpha N(l_ref). alpha < 0 is a likelihood penalty; alpha = 0 is the
     task reward and is refused here. Degenerate: a bonus whose range exceeds 1 outvotes a binary reward.
@@ -344,7 +344,7 @@ def weighted(
 
 
 def from_paper(alpha: Number, beta_inv: Number, mode: str) -> Objective:
-    """The objective that 2604.16259 writes with the knobs alpha and beta_inv.
+    """The objective that arXiv 2604.16259 writes with the knobs alpha and beta_inv.
 
         mode          alpha   beta_inv   task   base_loglikelihood       kl_to_base
         task_reward   0       > 0        1      0                        0

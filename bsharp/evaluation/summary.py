@@ -25,6 +25,7 @@ Bounds = tuple[float, float]
 
 SHARE: Bounds = (0.0, 1.0)
 BOOTSTRAP_SEED = 0  # the figures of equal records are equal to the last digit
+REPLICATES = 2000  # of the bootstrap over problems
 SLICE_REPLICATES = 1000
 
 _OVERALL: tuple[tuple[str, str, Bounds | None], ...] = (
@@ -118,7 +119,7 @@ def _slice(
     base: ProblemFigures | None,
     places: NDArray[np.intp],
     ks: Sequence[int],
-    replicates: int = 2000,
+    replicates: int | None = None,
 ) -> dict[str, Any]:
     def share(key: str) -> dict[str, Any]:
         return _figure(ours, base, key, places, "fraction", SHARE, replicates)
@@ -143,14 +144,14 @@ def _figure(
     places: NDArray[np.intp],
     unit: str,
     bounds: Bounds | None = None,
-    replicates: int = 2000,
+    replicates: int | None = None,
 ) -> dict[str, Any]:
     values = ours.values[key] if base is not None else ours.values[key].mean(0)
     return _interval(ours, values, places, key, unit, bounds, replicates).as_json()
 
 
 def _delta(
-    ours: ProblemFigures, base: ProblemFigures | None, key: str, places: NDArray[np.intp], replicates: int = 2000
+    ours: ProblemFigures, base: ProblemFigures | None, key: str, places: NDArray[np.intp], replicates: int | None = None
 ) -> dict[str, Any]:
     if base is None:
         return Estimate(0.0, 0.0, 0.0, len(places), "fraction", "the base against itself").as_json()
@@ -178,7 +179,7 @@ def _interval(
     key: str,
     unit: str = "fraction",
     bounds: Bounds | None = None,
-    replicates: int = 2000,
+    replicates: int | None = None,
 ) -> Estimate:
     """Mean and interval of `values` (S, P) or (P,) at `places`, without the problems that have no value."""
     chosen = values[..., places]
@@ -192,7 +193,7 @@ def _interval(
         unit=unit,
         strata=[ours.families[place] for place in places[defined]],
         bounds=bounds,
-        replicates=replicates,
+        replicates=replicates or REPLICATES,
     )
     if defined.all():
         return estimate

@@ -46,10 +46,9 @@ def choose_tokens(
     else:
         cumulative = relative.exp().cumsum(-1, dtype=torch.float64)
         total = cumulative[:, -1:]
-        # u·total can round up to total itself, and then no entry would exceed it. Below total, the first entry that
-        # exceeds the target is a strict increase of the sum, so a token of probability 0 is never drawn.
-        target = torch.minimum(uniforms[:, None] * total, total.nextafter(torch.zeros_like(total)))
-        tokens = torch.searchsorted(cumulative, target, right=True)
+        # u ≤ 1 − 2⁻⁵³ and total ≥ 1, so in fp64 u·total stays below total. The first entry that exceeds it is then a
+        # strict increase of the sum: a token of probability 0 is never drawn.
+        tokens = torch.searchsorted(cumulative, uniforms[:, None] * total, right=True)
     if not bool(torch.isfinite(total).all()):
         raise ValueError(
             "the model's logits give no distribution (NaN, +inf, or every token masked); "

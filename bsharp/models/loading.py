@@ -11,9 +11,13 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from bsharp.config import EMBEDDED_MODEL, ConfigError
 from bsharp.models.tiny import embedded_folder
+
+# A bar for every folder read or written would bury the progress of the run.
+transformers_logging.disable_progress_bar()
 
 __all__ = ["LanguageModel", "clone_model", "load_language_model", "save_language_model", "weights_hash"]
 

@@ -77,8 +77,8 @@ def gain_beyond_best(
     What is estimated is the gain over the rival that is best for new problems and seeds. Choosing errs both ways: among
     near-equal rivals lucky seeds look good on both splits (gain too low), and a worse rival may be chosen (gain too high).
     Percentiles of the replicates repeat such a bias and pivotal bounds (2 · estimate - percentile) remove it, but either
-    alone undercovers somewhere, so the interval is the hull of the two; where one rival clearly leads they coincide. The
-    noise of single samples is in both the problem and the seed part. Coverage: benchmarks/interval_coverage.py.
+    alone undercovers somewhere, so the interval is the hull of the two: symmetric, as wide as the farther percentile asks.
+    The noise of single samples is in both the problem and the seed part. Coverage: benchmarks/interval_coverage.py.
 
     `test_strata` and `validation_strata` label the families of the problems, as in `problem_and_seed_interval`: resampling
     stays within them, and is over all problems where a family has one problem only.
@@ -103,10 +103,11 @@ def gain_beyond_best(
     means = test.mean(axis=(1, 2))
     estimate = float(100.0 * (means[0] - means[1 + chosen]))
     low, high = (float(bound) for bound in np.quantile(100.0 * gains, [tail, 1.0 - tail]))
+    reach = max(estimate - low, high - estimate)
     gain = Estimate(
         estimate=estimate,
-        low=min(low, 2.0 * estimate - high),
-        high=max(high, 2.0 * estimate - low),
+        low=estimate - reach,
+        high=estimate + reach,
         n=test.shape[2],
         unit="points",
         note="one seed: the interval covers problems only" if test.shape[1] == 1 else "",

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from bsharp.tasks.base import (
     DIFFICULTIES,
+    ENUMERATION_CAP,
     Family,
     ProceduralTask,
     Role,
@@ -59,7 +60,7 @@ def content_key(problem: Problem) -> str:
     return str(problem.metadata["content"])
 
 
-def distinct_problems(task: ProceduralTask, cap: int = 20_000) -> dict[str, dict[Split, int]]:
+def distinct_problems(task: ProceduralTask, cap: int = ENUMERATION_CAP) -> dict[str, dict[Split, int]]:
     """Distinct problems (by content) per family and split, by enumeration.
 
     A family with more than `cap` is enumerated up to `cap`: its counts, which then sum to `cap`, are lower bounds.

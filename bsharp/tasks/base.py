@@ -23,6 +23,7 @@ from bsharp.types import Problem
 
 __all__ = [
     "DIFFICULTIES",
+    "ENUMERATION_CAP",
     "Draws",
     "Family",
     "Mode",
@@ -38,7 +39,8 @@ __all__ = [
 Numbers = tuple[int, ...]
 Mode = Literal["right", "wrong", "none"]
 DIFFICULTIES = (1, 2, 3)
-_MAX_REJECTIONS = 5_000  # draws in a row without a new problem, after which what is left of a family is enumerated
+ENUMERATION_CAP = 20_000  # contents of a family after which counting stops
+_MAX_REJECTIONS = 1_000  # draws in a row without a new problem, after which what is left of a family is enumerated
 _ENUMERABLE = 2_000_000  # combinations of numbers; a family with more never runs out in practice
 _BLOCK = 4096
 
@@ -250,7 +252,7 @@ class ProceduralTask:
     def size(self, split: Split | str) -> int:
         """How many distinct problems `problems(split, ...)` can give with its defaults.
 
-        Families are enumerated up to 10,000 contents each; beyond that the size is a lower bound.
+        Families are enumerated up to 20,000 contents each; beyond that the size is a lower bound.
         """
         split = _check_split(split)
         return _size(self, split)
@@ -362,5 +364,7 @@ def distinct_contents(family: Family, cap: int) -> set[str]:
 
 @functools.cache
 def _size(task: ProceduralTask, split: Split) -> int:
-    contents = set().union(*(distinct_contents(family, 10_000) for family in task._choose_families(split, None)))
+    contents = set().union(
+        *(distinct_contents(family, ENUMERATION_CAP) for family in task._choose_families(split, None))
+    )
     return sum(split_of(content) is split for content in contents)

@@ -6,7 +6,6 @@ split only and include TRANSFER families, which reinforcement learning leaves ou
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import importlib.resources
 import itertools
@@ -288,8 +287,3 @@ def vocabulary(config: CorpusConfig) -> list[str]:
     for text in (*style.preludes, *style.endings):
         found.update(pieces(text))
     return sorted(found)
-
-
-def with_mistake_rate_shift(config: CorpusConfig, shift: float) -> CorpusConfig:
-    """The same mixture at another mistake rate."""
-    return dataclasses.replace(config, mistake_rate_shift=shift)

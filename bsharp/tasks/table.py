@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from bsharp.tasks import TASK_NAMES, distinct_problems, load_task
-from bsharp.tasks.base import ProceduralTask, Split
+from bsharp.tasks.base import ENUMERATION_CAP, ProceduralTask, Split
 from bsharp.tasks.corpus import CorpusConfig, load_corpus_config, strategy_probabilities
 
 __all__ = ["tasks_document"]
 
-_CAP = 20_000
 _INTRODUCTION = f"""# The embedded tasks
 
 Every problem is made from a few whole numbers. Its *content* is the arithmetic it asks for, with commuting operands sorted
@@ -20,8 +19,8 @@ pretraining nor in reinforcement learning.
   256 samples on most problems; `transfer` families are in the pretraining corpus but never rewarded.
 - **mode**: whether the strategy the base prefers is the right one, by construction of its corpus.
 - **right**: the share of right solutions in the corpus; direct guesses come on top.
-- **train, validation, test**: distinct contents by enumeration. Families are enumerated up to {_CAP:,} contents; where that
-  is reached the three numbers are lower bounds, marked ≥.
+- **train, validation, test**: distinct contents by enumeration, which stops at {ENUMERATION_CAP:,} contents of a family; the
+  three numbers are then lower bounds, marked ≥.
 
 Difficulties 1, 2 and 3 differ in the size of the numbers and are equally frequent by default. This page is the output of
 `python -m bsharp.tasks.table`.
@@ -41,10 +40,10 @@ def _task_section(task: ProceduralTask, config: CorpusConfig) -> str:
         "| family | what | role | mode | right | mistakes | train | validation | test |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for name, counts in distinct_problems(task, _CAP).items():
+    for name, counts in distinct_problems(task).items():
         family = task.families[name]
         shares = strategy_probabilities(config, name) if name in config.families else {"correct": 0.0}
-        mark = "≥ " if sum(counts.values()) == _CAP else ""
+        mark = "≥ " if sum(counts.values()) == ENUMERATION_CAP else ""
         cells = [f"`{name}`", family.description, family.role, family.mode, f"{shares['correct']:.3g}"]
         cells += [", ".join(family.mistake_types), *(f"{mark}{counts[split]:,}" for split in Split)]
         lines.append(f"| {' | '.join(cells)} |")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bsharp.generation import Decoder, GenerationRequest, SamplingParams
@@ -11,11 +11,11 @@ from bsharp.models.loading import LanguageModel
 from bsharp.rewards import reward_for
 from bsharp.rollouts import grade_completions
 from bsharp.seeding import stream_seed
-from bsharp.tasks import TASK_NAMES, Split, load_task
+from bsharp.tasks import TASK_NAMES, Family, Split, load_task
 from bsharp.tasks.corpus import CorpusConfig, strategy_probabilities
-from bsharp.types import Completion, Grade, GradeStatus
+from bsharp.types import Completion, Grade, GradeStatus, Problem
 
-__all__ = ["FamilyFigures", "family_figures", "model_card"]
+__all__ = ["FamilyFigures", "family_figures", "model_card", "strategy_shown"]
 
 MAX_NEW_TOKENS = 48
 BOX = "\\boxed{"
@@ -45,58 +45,84 @@ def family_figures(
     language_model: LanguageModel, problems: int, samples: int, seed: int = 0, split: Split = Split.TEST
 ) -> dict[str, FamilyFigures]:
     """Figures of every family of every embedded task over at most `problems` problems, each sampled `samples` times."""
-    decoder = Decoder(language_model)
-    figures = {}
-    for task_name in TASK_NAMES:
-        task = load_task(task_name)
-        for name, family in task.families.items():
-            asked = task.problems(split, problems, seed, families=[name])
-            requests = [
-                GenerationRequest(
-                    tuple(language_model.encode(task.prompt(problem))),
-                    samples,
-                    stream_seed(seed, "base_figures", problem.problem_id),
-                )
-                for problem in asked
-            ]
-            sampled = decoder.generate(requests, SamplingParams(MAX_NEW_TOKENS))
-            greedy_requests = [GenerationRequest(request.prompt_token_ids, 1, request.seed) for request in requests]
-            greedy = decoder.generate(greedy_requests, SamplingParams(MAX_NEW_TOKENS, greedy=True))
-            rewards = {task_name: reward_for(task)}
-            grades = grade_completions(rewards, asked, sampled)
-            greedy_grades = grade_completions(rewards, asked, greedy)
-            shares: Counter[str] = Counter()
-            for problem, completions, problem_grades in zip(asked, sampled, grades, strict=True):
-                answers = {answer: kind for kind, (_, answer) in family.mistakes(problem).items()}
-                shares.update(
-                    _strategy(completion, grade, answers)
-                    for completion, grade in zip(completions, problem_grades, strict=True)
-                )
-            count = len(asked) * samples
-            flat = [completion for completions in sampled for completion in completions]
-            right = [[grade.status is GradeStatus.CORRECT for grade in group] for group in grades]
-            tokens = sum(len(completion.token_ids) for completion in flat)
-            figures[name] = FamilyFigures(
-                task=task_name,
-                role=str(family.role),
-                mode=family.mode,
-                problems=len(asked),
-                samples=samples,
-                accuracy=sum(map(sum, right)) / count,
-                greedy_accuracy=sum(group[0].status is GradeStatus.CORRECT for group in greedy_grades) / len(asked),
-                solved=sum(map(any, right)) / len(asked),
-                mistakes={kind: shares[kind] / count for kind in family.mistake_types},
-                guesses=shares["guess"] / count,
-                slips=shares["slip"] / count,
-                unparseable=shares["unparseable"] / count,
-                length=tokens / count,
-                entropy=-sum(sum(completion.logprobs) for completion in flat) / tokens,
-            )
-    return figures
+    asked = [
+        problem
+        for task_name in TASK_NAMES
+        for family in load_task(task_name).families
+        for problem in load_task(task_name).problems(split, problems, seed, families=[family])
+    ]
+    sampled, grades = _answers(language_model, asked, samples, seed, SamplingParams(MAX_NEW_TOKENS))
+    _, greedy_grades = _answers(language_model, asked, 1, seed, SamplingParams(MAX_NEW_TOKENS, greedy=True))
+    places: dict[tuple[str, str], list[int]] = {}
+    for place, problem in enumerate(asked):
+        places.setdefault((problem.task, problem.family), []).append(place)
+    return {
+        name: _figures(
+            load_task(task_name).families[name],
+            [asked[place] for place in chosen],
+            [sampled[place] for place in chosen],
+            [grades[place] for place in chosen],
+            [greedy_grades[place][0] for place in chosen],
+        )
+        for (task_name, name), chosen in places.items()
+    }
 
 
-def _strategy(completion: Completion, grade: Grade, mistaken_answers: Mapping[str, str]) -> str:
-    """Read off the text: a guess shows no step; what shows steps is told by its answer."""
+def _answers(
+    language_model: LanguageModel, asked: Sequence[Problem], samples: int, seed: int, params: SamplingParams
+) -> tuple[list[tuple[Completion, ...]], list[tuple[Grade, ...]]]:
+    """Completions of every problem and their grades."""
+    tasks = {name: load_task(name) for name in TASK_NAMES}
+    requests = [
+        GenerationRequest(
+            tuple(language_model.encode(tasks[problem.task].prompt(problem))),
+            samples,
+            stream_seed(seed, "base_figures", problem.problem_id),
+        )
+        for problem in asked
+    ]
+    completions = Decoder(language_model).generate(requests, params)
+    rewards = {name: reward_for(task) for name, task in tasks.items()}
+    return completions, grade_completions(rewards, asked, completions)
+
+
+def _figures(
+    family: Family,
+    asked: Sequence[Problem],
+    sampled: Sequence[Sequence[Completion]],
+    grades: Sequence[Sequence[Grade]],
+    greedy_grades: Sequence[Grade],
+) -> FamilyFigures:
+    shares: Counter[str] = Counter()
+    for problem, completions, problem_grades in zip(asked, sampled, grades, strict=True):
+        kinds = {answer: kind for kind, (_, answer) in family.mistakes(problem).items()}
+        shares.update(
+            strategy_shown(completion, grade, kinds)
+            for completion, grade in zip(completions, problem_grades, strict=True)
+        )
+    right = [[grade.status is GradeStatus.CORRECT for grade in group] for group in grades]
+    flat = [completion for completions in sampled for completion in completions]
+    tokens = sum(len(completion.token_ids) for completion in flat)
+    return FamilyFigures(
+        task=asked[0].task,
+        role=str(family.role),
+        mode=family.mode,
+        problems=len(asked),
+        samples=len(sampled[0]),
+        accuracy=sum(map(sum, right)) / len(flat),
+        greedy_accuracy=sum(grade.status is GradeStatus.CORRECT for grade in greedy_grades) / len(asked),
+        solved=sum(map(any, right)) / len(asked),
+        mistakes={kind: shares[kind] / len(flat) for kind in family.mistake_types},
+        guesses=shares["guess"] / len(flat),
+        slips=shares["slip"] / len(flat),
+        unparseable=shares["unparseable"] / len(flat),
+        length=tokens / len(flat),
+        entropy=-sum(sum(completion.logprobs) for completion in flat) / tokens,
+    )
+
+
+def strategy_shown(completion: Completion, grade: Grade, mistaken_answers: Mapping[str, str]) -> str:
+    """correct, guess, slip, unparseable or a mistake type, read off the text: a guess shows no step before the box."""
     if grade.answer is None:
         return "unparseable"
     if "=" not in completion.text.partition(BOX)[0]:

@@ -77,9 +77,10 @@ def test_leave_one_out_is_the_group_mean_advantage_times_g_over_g_minus_1() -> N
 
 @pytest.mark.parametrize("name", ["leave_one_out", "group_z_score", "batch_normalised"])
 def test_equal_scores_give_exactly_zero_even_where_their_mean_rounds(name: str) -> None:
-    scores = torch.full((7,), -20.1)
-    advantages = ADVANTAGES[name](scores, torch.zeros(7, dtype=torch.long), torch.ones(7, dtype=torch.bool))
-    assert (advantages == 0).all()
+    for rows in range(2, 20):
+        scores = torch.full((rows,), -20.1, dtype=torch.float64)
+        group, valid = torch.zeros(rows, dtype=torch.long), torch.ones(rows, dtype=torch.bool)
+        assert (ADVANTAGES[name](scores, group, valid) == 0).all()
 
 
 @pytest.mark.parametrize("name", ADVANTAGES)

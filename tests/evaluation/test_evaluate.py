@@ -37,10 +37,9 @@ class DigitTokenizer:
 class DigitTask:
     """Problem i asks for the digit i % 10; difficulties vary the prompt's length."""
 
-    families: Any = {"odd": SimpleNamespace(role="rare"), "even": SimpleNamespace(role="transfer")}
-
     def __init__(self, name: str) -> None:
         self.name = name
+        self.families = {"odd": SimpleNamespace(role="rare"), "even": SimpleNamespace(role="transfer")}
 
     def problems(self, split: Split, count: int, seed: int) -> list[Problem]:
         return [

@@ -22,6 +22,14 @@ from bsharp.evaluation.schema import (
     Verdict,
 )
 
+
+@pytest.fixture(autouse=True)
+def few_replicates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The widths of intervals are not what is tested here."""
+    monkeypatch.setattr("bsharp.evaluation.summary.REPLICATES", 50)
+    monkeypatch.setattr("bsharp.evaluation.summary.SLICE_REPLICATES", 50)
+
+
 SPECS = {
     "task_reward": ("task_reward", 0.9, 1),
     "tilted": ("tilted(alpha=1,beta_inv=100)", 0.85, 2),

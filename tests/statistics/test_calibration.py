@@ -18,6 +18,11 @@ def test_a_confidence_on_a_bin_edge_falls_into_the_bin_it_closes() -> None:
     assert figure.estimate == pytest.approx((abs(0.7 - 0.25) + 0.35) / 3)
 
 
+def test_the_highest_bins_are_separate() -> None:
+    figure = expected_calibration_error([0.85, 0.95], [1.0, 0.0], rng=np.random.default_rng(0))
+    assert figure.estimate == pytest.approx((0.15 + 0.95) / 2)
+
+
 def test_perfect_confidence_has_no_error_and_confident_mistakes_have_all() -> None:
     rng = np.random.default_rng(0)
     assert expected_calibration_error([1.0] * 5, [1.0] * 5, rng=rng).estimate == 0.0

@@ -81,6 +81,12 @@ def test_monte_carlo_agrees_with_the_exact_figure_within_its_stated_error() -> N
     assert np.all(np.abs(estimate - exact) <= 4 * error)
 
 
+def test_monte_carlo_gives_no_credit_where_nobody_votes() -> None:
+    estimate, error = maj_at_k_monte_carlo(["1"] + [None] * 9, [1.0] * 10, [1], rng=np.random.default_rng(0))
+    # Four standard errors: false alarm below 1e-4 for another seed.
+    assert abs(estimate[0] - 0.1) <= 4 * error[0]
+
+
 def test_many_samples_need_a_generator_and_then_use_it() -> None:
     answers, credits = ["1", "2"] * 100, [1.0, 0.0] * 100
     with pytest.raises(ValueError, match="rng="):

@@ -69,10 +69,20 @@ def test_seeds_that_end_far_apart_are_noisy() -> None:
     assert "seed sd" in verdict.phrase
 
 
+def test_the_spread_of_sampling_is_taken_out_of_the_spread_of_seeds() -> None:
+    def spread(finals: tuple[float, ...], test_samples: int) -> Stability:
+        return judge_stability([SeedTrace(a) for a in finals], validation_samples=1, test_samples=test_samples)
+
+    # √(0.1² - 0.25/400) = 9.7 points.
+    assert spread((0.4, 0.5, 0.6), 400).phrase.startswith("seed sd 9.7 points beyond sampling")
+    # An sd of 8.4 points where sampling alone gives 6.3: large, but χ² on 2 degrees of freedom says p = 0.17.
+    assert spread((0.4163, 0.5, 0.5837), 64).word is StabilityWord.STABLE
+
+
 def test_an_accuracy_that_falls_and_recovers_is_noisy() -> None:
-    verdict = judge(runs([0.43, 0.75, 0.45, 0.80, 0.92]))
+    verdict = judge([SeedTrace(0.92, [0.43, 0.75, 0.45, 0.80, 0.92])])
     assert verdict.word is StabilityWord.NOISY
-    assert "dipped" in verdict.phrase
+    assert verdict.phrase.startswith("validation accuracy dipped by 30.0 points and recovered")
 
 
 def test_an_accuracy_that_ends_below_its_best_is_declining() -> None:

@@ -60,6 +60,27 @@ def test_the_choice_looks_at_validation_and_never_at_test() -> None:
     assert gain_beyond_best(**(inputs | {"rivals_validation": swapped}), rng=rng()).chosen == "a"
 
 
+def test_the_replicates_choose_on_validation_too() -> None:
+    inputs = comparison({"task": 0.8, "a": 0.5, "b": 0.6})
+    swapped = {"a": inputs["rivals_validation"]["b"], "b": inputs["rivals_validation"]["a"]}
+    assert gain_beyond_best(**(inputs | {"rivals_validation": swapped}), rng=rng()).choice_shares["a"] > 0.95
+
+
+def test_seeds_that_disagree_on_validation_make_the_choice_uncertain() -> None:
+    # Problems all alike, so that only the seeds can change the choice: a leads by 1 point, b's seeds differ by 12.
+    flat = np.ones((3, 20))
+    validation = {"a": 0.51 * flat, "b": 0.5 * flat + np.array([[-0.06], [0.0], [0.06]])}
+    verdict = gain_beyond_best(0.8 * flat, {"a": 0.5 * flat, "b": 0.5 * flat}, validation, rng=rng())
+    assert verdict.chosen == "a"
+    # The share of b is P(t_2 > 1 / (6 / √3)).
+    assert verdict.choice_shares["b"] == pytest.approx(stats.t.sf(1 / (6 / np.sqrt(3)), 2), abs=0.02)
+
+
+def test_the_interval_is_symmetric_because_the_choice_errs_both_ways() -> None:
+    gain = gain_beyond_best(**comparison({"task": 0.8, "a": 0.5, "b": 0.49, "c": 0.49}, seed_sd=0.03), rng=rng()).gain
+    assert gain.low + gain.high == pytest.approx(2 * gain.estimate)
+
+
 def test_a_close_choice_is_repeated_inside_the_bootstrap() -> None:
     verdict = gain_beyond_best(**comparison({"task": 0.8, "a": 0.5, "b": 0.5, "c": 0.2}, seed=3), rng=rng())
     assert sum(verdict.choice_shares.values()) == pytest.approx(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from functools import cache
 
 import pytest
 
@@ -19,6 +20,7 @@ FAMILIES = [pytest.param(task, family, id=family.name) for task in TASKS for fam
 PROBLEMS_PER_CELL = 100
 
 
+@cache
 def sample(task: ProceduralTask, family: Family) -> list[Problem]:
     """The same number of problems for every split and difficulty."""
     draws = Draws(generator(0, "family tests", family.name))
@@ -152,5 +154,5 @@ def test_unsolved_answers_are_out_of_reach_of_a_guess_near_a_mistake(name: str) 
     task = next(task for task in TASKS if name in task.families)
     for problem in sample(task, task.families[name]):
         assert int(problem.answer) >= 100
-        assert all(int(answer) + 20 < int(problem.answer) + 21 for _, answer in task.mistakes(problem).values())
-        assert all(abs(int(answer) - int(problem.answer)) > 0 for _, answer in task.mistakes(problem).values())
+        for solution in map(int, (answer for _, answer in task.mistakes(problem).values())):
+            assert solution < int(problem.answer)

@@ -15,11 +15,11 @@ from bsharp.algorithm import Objective, ScoreInputs, parse_objective
 from bsharp.config import AlgorithmConfig, SamplingConfig
 from bsharp.masking import pad_right
 from bsharp.models.logprobs import response_logprobs
+from bsharp.models.value_head import ValueHead
 from bsharp.rollouts import RolloutBatch
 from bsharp.theory.policy_gradient import exact_objective
 from bsharp.theory.world import from_arrays
 from bsharp.training.step import Critic, Update, accumulate_gradient, advantages_of, training_step
-from bsharp.models.value_head import ValueHead
 
 PROMPT = (1, 2)
 VOCAB, MAX_LENGTH, EOS = 3, 3, (0,)

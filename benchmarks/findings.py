@@ -1,0 +1,246 @@
+"""The experiments behind docs/findings.md. Each is a comparison in its own run directory; finished ones are used again.
+
+    python benchmarks/findings.py list
+    python benchmarks/findings.py run fixed_length hybrid     # or: run all (about an hour on 2 cores)
+    python benchmarks/findings.py tables                      # writes the tables into docs/findings.md
+
+A table in docs/findings.md stands between `<!-- table NAME -->` and `<!-- end NAME -->` and is never edited by hand.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import bsharp
+from bsharp.config import CompareConfig, EvaluationConfig, OptimizerConfig, SamplingConfig, ValidationConfig
+
+RUNS = Path("runs/findings")
+DOCUMENT = Path("docs/findings.md")
+
+LIGHT = EvaluationConfig(problems=256, samples=8)
+HEADLINE = ("task_reward", "tilted(alpha=1,beta_inv=100)", "sharpening", "tempered(alpha=2)")
+RATES = (3e-4, 1e-3, 3e-3, 1e-2)
+SHIFTS = (-0.25, 0.0, 0.2)
+BASE_SEEDS = (1, 2)
+
+
+def base_folder(shift: float, seed: int) -> Path:
+    return RUNS / "bases" / f"shift_{shift:+g}_seed_{seed}"
+
+
+def pretrain_base(shift: float, seed: int) -> str:
+    """A base of the reduced preset on the shipped mixture with its mistake rates moved by `shift`."""
+    from bsharp.tasks.corpus import load_corpus_config, save_corpus_config
+    from bsharp.training.pretraining import PRESETS, pretrain
+
+    folder = base_folder(shift, seed)
+    if not (folder / "model.safetensors").exists():
+        corpus = dataclasses.replace(load_corpus_config(), mistake_rate_shift=shift)
+        path = folder.with_suffix(".toml")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_corpus_config(corpus, path)
+        print(f"pretraining {folder}", flush=True)
+        pretrain(dataclasses.replace(PRESETS["reduced"], corpus=str(path), seed=seed), folder)
+    return str(folder)
+
+
+def compare(name: str, config: CompareConfig) -> dict[str, Any]:
+    from rich.console import Console
+
+    from bsharp.experiment.display import ProgressDisplay
+
+    print(f"== {name}", flush=True)
+    with ProgressDisplay(Console()) as display:
+        return bsharp.compare(config, RUNS / name, display.on_start, display.on_event)
+
+
+def default() -> None:
+    compare("default", CompareConfig())
+
+
+def fixed_length() -> None:
+    compare(
+        "fixed_length",
+        CompareConfig(
+            regimes=(*HEADLINE, "sharpening_mean=sharpening(normalisation=mean)"),
+            sampling=SamplingConfig(fixed_length=True, max_new_tokens=40),
+            evaluation=EvaluationConfig(problems=256, samples=8, fixed_length=True, max_new_tokens=40),
+        ),
+    )
+
+
+def learning_rate() -> None:
+    for rate in RATES:
+        compare(
+            f"learning_rate_{rate:g}",
+            CompareConfig(
+                regimes=HEADLINE, seeds=(0, 1), optimizer=OptimizerConfig(learning_rate=rate), evaluation=LIGHT
+            ),
+        )
+
+
+def long_runs() -> None:
+    regimes = ("task_reward", "sharpening", "sharpening_mean=sharpening(normalisation=mean)", "tempered(alpha=2)")
+    compare(
+        "long_runs",
+        CompareConfig(regimes=regimes, seeds=(0, 1), steps=200, validation=ValidationConfig(every=20), evaluation=LIGHT),
+    )
+
+
+def hybrid() -> None:
+    regimes = (
+        "task_reward",
+        "bonus_0.003=hybrid(alpha=0.3,beta_inv=100)",
+        "bonus_0.01=hybrid(alpha=1,beta_inv=100)",
+        "bonus_0.03=hybrid(alpha=3,beta_inv=100)",
+        "bonus_0.1=hybrid(alpha=10,beta_inv=100)",
+    )
+    compare("hybrid", CompareConfig(regimes=regimes, evaluation=LIGHT))
+
+
+def mistake_rate() -> None:
+    for shift in SHIFTS:
+        model = pretrain_base(shift, 0)
+        compare(
+            f"mistake_rate_{shift:+g}",
+            CompareConfig(model=model, regimes=HEADLINE, seeds=(0, 1), evaluation=LIGHT),
+        )
+
+
+def bases() -> None:
+    for seed in BASE_SEEDS:
+        model = pretrain_base(0.0, seed)
+        compare(f"base_{seed}", CompareConfig(model=model, regimes=HEADLINE, seeds=(0, 1), evaluation=LIGHT))
+
+
+def label_free() -> None:
+    compare("label_free", CompareConfig(regimes=("entropy_minimisation", "tempered(alpha=4)"), evaluation=LIGHT))
+
+
+EXPERIMENTS: dict[str, Callable[[], None]] = {
+    "default": default,
+    "fixed_length": fixed_length,
+    "learning_rate": learning_rate,
+    "long_runs": long_runs,
+    "hybrid": hybrid,
+    "mistake_rate": mistake_rate,
+    "bases": bases,
+    "label_free": label_free,
+}
+
+
+def results(name: str) -> dict[str, Any]:
+    path = RUNS / name / "results.json"
+    if not path.exists():
+        sys.exit(f"{path} is missing; first: python benchmarks/findings.py run {name}")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def percent(figure: dict[str, Any]) -> str:
+    return f"{100 * figure['estimate']:.1f} [{100 * figure['low']:.1f}, {100 * figure['high']:.1f}]"
+
+
+def points(figure: dict[str, Any]) -> str:
+    return f"{100 * figure['estimate']:+.1f} [{100 * figure['low']:+.1f}, {100 * figure['high']:+.1f}]"
+
+
+def largest_k(figures: dict[str, Any]) -> str:
+    return f"{100 * figures[max(figures, key=int)]['estimate']:.1f}"
+
+
+def headline_rows(label: str, found: dict[str, Any]) -> list[list[str]]:
+    base = found["base"]
+    rows = [[label, "base", percent(base["accuracy"]), "", largest_k(base["pass_at_k"]), length(base), "0.00", entropy(base), ""]]
+    for name, regime in found["regimes"].items():
+        rows.append(
+            [
+                label, name, percent(regime["accuracy"]), points(regime["delta"]), largest_k(regime["pass_at_k"]),
+                length(regime), f"{regime['kl_to_base']['estimate']:.2f}", entropy(regime), regime["stability"]["word"],
+            ]  # fmt: skip
+        )
+    return rows
+
+
+def length(summary: dict[str, Any]) -> str:
+    return f"{summary['length']['estimate']:.1f}"
+
+
+def entropy(summary: dict[str, Any]) -> str:
+    return f"{summary['entropy']['estimate']:.3f}"
+
+
+HEADLINE_COLUMNS = ("setting", "regime", "accuracy %", "Δ points", "pass@n %", "length", "KL", "entropy", "stability")
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def headline_table(*named: tuple[str, str]) -> str:
+    return table(HEADLINE_COLUMNS, [row for label, name in named for row in headline_rows(label, results(name))])
+
+
+def group_table(name: str, group: str) -> str:
+    """Accuracy of the base and Δ of every regime by role or by family."""
+    found = results(name)
+    regimes = list(found["regimes"])
+    rows = []
+    for key, base in found["base"][group].items():
+        role = f"{key} ({base['role']})" if "role" in base and group == "families" else key
+        deltas = [points(found["regimes"][regime][group][key]["delta"]) for regime in regimes]
+        rows.append([role, percent(base["accuracy"]), *deltas])
+    return table([group, "base %", *(f"{regime} Δ" for regime in regimes)], rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "default": lambda: headline_table(("default", "default")),
+    "roles": lambda: group_table("default", "roles"),
+    "families": lambda: group_table("default", "families"),
+    "fixed_length": lambda: headline_table(("40 tokens", "fixed_length")),
+    "learning_rate": lambda: headline_table(*((f"lr {rate:g}", f"learning_rate_{rate:g}") for rate in RATES)),
+    "long_runs": lambda: headline_table(("200 steps", "long_runs")),
+    "hybrid": lambda: headline_table(("hybrid", "hybrid")),
+    "hybrid_roles": lambda: group_table("hybrid", "roles"),
+    "mistake_rate": lambda: headline_table(*((f"shift {shift:+g}", f"mistake_rate_{shift:+g}") for shift in SHIFTS)),
+    "bases": lambda: headline_table(*((f"base seed {seed}", f"base_{seed}") for seed in BASE_SEEDS)),
+    "label_free": lambda: headline_table(("label-free", "label_free")),
+}
+
+
+def write_tables() -> None:
+    text = DOCUMENT.read_text(encoding="utf-8")
+    for name, build in TABLES.items():
+        pattern = re.compile(rf"(<!-- table {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
+        if not pattern.search(text):
+            continue
+        content = build()
+        text = pattern.sub(lambda match, content=content: f"{match[1]}\n{content}\n\n{match[2]}", text)
+    DOCUMENT.write_text(text, encoding="utf-8")
+
+
+def main(arguments: Sequence[str]) -> None:
+    command, *names = arguments or ["list"]
+    if command == "list":
+        print("\n".join(EXPERIMENTS))
+    elif command == "run":
+        chosen = list(EXPERIMENTS) if names == ["all"] else names
+        unknown = [name for name in chosen if name not in EXPERIMENTS]
+        if unknown or not chosen:
+            sys.exit(f"unknown experiment {unknown or names}; known: all, {', '.join(EXPERIMENTS)}")
+        for name in chosen:
+            EXPERIMENTS[name]()
+    elif command == "tables":
+        write_tables()
+    else:
+        sys.exit(f"unknown command {command!r}; use list, run NAME… or tables")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
