@@ -89,7 +89,9 @@ def long_runs() -> None:
     regimes = ("task_reward", "sharpening", "sharpening_mean=sharpening(normalisation=mean)", "tempered(alpha=2)")
     compare(
         "long_runs",
-        CompareConfig(regimes=regimes, seeds=(0, 1), steps=200, validation=ValidationConfig(every=20), evaluation=LIGHT),
+        CompareConfig(
+            regimes=regimes, seeds=(0, 1), steps=200, validation=ValidationConfig(every=20), evaluation=LIGHT
+        ),
     )
 
 
@@ -156,13 +158,32 @@ def largest_k(figures: dict[str, Any]) -> str:
 
 def headline_rows(label: str, found: dict[str, Any]) -> list[list[str]]:
     base = found["base"]
-    rows = [[label, "base", percent(base["accuracy"]), "", largest_k(base["pass_at_k"]), length(base), "0.00", entropy(base), ""]]
+    rows = [
+        [
+            label,
+            "base",
+            percent(base["accuracy"]),
+            "",
+            largest_k(base["pass_at_k"]),
+            length(base),
+            "0.00",
+            entropy(base),
+            "",
+        ]
+    ]
     for name, regime in found["regimes"].items():
         rows.append(
             [
-                label, name, percent(regime["accuracy"]), points(regime["delta"]), largest_k(regime["pass_at_k"]),
-                length(regime), f"{regime['kl_to_base']['estimate']:.2f}", entropy(regime), regime["stability"]["word"],
-            ]  # fmt: skip
+                label,
+                name,
+                percent(regime["accuracy"]),
+                points(regime["delta"]),
+                largest_k(regime["pass_at_k"]),
+                length(regime),
+                f"{regime['kl_to_base']['estimate']:.2f}",
+                entropy(regime),
+                regime["stability"]["word"],
+            ]
         )
     return rows
 

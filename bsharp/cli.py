@@ -102,7 +102,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         errors.print(f"bsharp: {_one_line(error)}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        errors.print("\nbsharp: interrupted; what is finished or checkpointed is kept, the same command goes on from there")
+        errors.print(
+            "\nbsharp: interrupted; what is finished or checkpointed is kept, the same command goes on from there"
+        )
         sys.exit(130)
     except (ValueError, RuntimeError, OSError) as error:
         errors.print(f"bsharp: {_one_line(error)}", style="red", markup=False, highlight=False, soft_wrap=True)
@@ -151,7 +153,9 @@ def _compare(command: CompareCommand) -> None:
     with ProgressDisplay(console) as display:
         results = experiment.compare(config, folder, display.on_start, display.on_event)
     print_results(results, families=command.families)
-    console.print(f"Written to {folder}: results.json, table.md, metrics and every sample", highlight=False, markup=False)
+    console.print(
+        f"Written to {folder}: results.json, table.md, metrics and every sample", highlight=False, markup=False
+    )
 
 
 def _train(command: TrainCommand) -> None:
@@ -172,7 +176,9 @@ def _train(command: TrainCommand) -> None:
     best = f", best by validation at step {progress.best_step}" if progress.best_step else ""
     if progress.stopped:
         raise RuntimeError(f"stopped: {progress.stopped}; the weights before it are in {command.out}/last")
-    console.print(f"{progress.step} steps done{best}; policies in {command.out}/last and {command.out}/best", highlight=False)
+    console.print(
+        f"{progress.step} steps done{best}; policies in {command.out}/last and {command.out}/best", highlight=False
+    )
 
 
 def _evaluate(command: EvaluateCommand) -> None:
@@ -182,13 +188,13 @@ def _evaluate(command: EvaluateCommand) -> None:
     from bsharp.reporting import print_summary
     from bsharp.runlog import RunDirectory, manifest
 
-    records, bench = evaluate_model(
-        command.model, command.tasks, command.settings, command.base, command.threads
-    )
+    records, bench = evaluate_model(command.model, command.tasks, command.settings, command.base, command.threads)
     run = RunDirectory(command.out)
     run.write_rows("records.jsonl", records)
     summary = summarize([records])
-    run.write_json("config.json", {"model": command.model, "tasks": list(command.tasks), "evaluation": as_dict(command.settings)})
+    run.write_json(
+        "config.json", {"model": command.model, "tasks": list(command.tasks), "evaluation": as_dict(command.settings)}
+    )
     run.write_json("manifest.json", manifest(bench.base_hash))
     run.write_json("summary.json", summary)
     console = Console()
@@ -266,7 +272,8 @@ def _print_tuning(console: Console, result: dict[str, Any]) -> None:
     table.add_column("chosen", justify="right")
     for name, by_rate in result["accuracy"].items():
         cells = [
-            f"{sum(values) / len(values):.1%} ({', '.join(f'{value:.1%}' for value in values)})" for values in by_rate.values()
+            f"{sum(values) / len(values):.1%} ({', '.join(f'{value:.1%}' for value in values)})"
+            for values in by_rate.values()
         ]
         table.add_row(name, *cells, f"{result['chosen'][name]:g}")
     console.print(table)

@@ -175,7 +175,7 @@ class TrainConfig:
     algorithm: AlgorithmConfig = AlgorithmConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     validation: ValidationConfig = ValidationConfig()
-    microbatch_rows: PositiveInt = 64
+    microbatch_rows: PositiveInt = 32
     """Rows per forward and backward pass; changes speed and memory, not the gradient."""
     checkpoint_every: PositiveInt = 10
     """Steps between checkpoints from which a killed run resumes."""
@@ -210,7 +210,7 @@ class CompareConfig:
     final_validation_samples: PositiveInt = 8
     """Completions per validation problem of the last checkpoint; the verdict's choice among regimes rests on them."""
     evaluation: EvaluationConfig = EvaluationConfig()
-    microbatch_rows: PositiveInt = 64
+    microbatch_rows: PositiveInt = 32
     """Rows per forward and backward pass."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Parallel training processes of one thread each; 0 means one per CPU core, and the number used is recorded."""

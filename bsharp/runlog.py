@@ -1,12 +1,12 @@
 """A run directory: resolved config, manifest, metrics and records. Append-only, and safe against a crash. No torch.
 
-    run/
-      config.json      the resolved config
-      manifest.json    what it ran on: versions, machine, hash of the base's weights, hash of the code
-      metrics.jsonl    one line per training step
-      *.jsonl          records, one line per sample
-      checkpoints/     step_000040/ …
-      complete.json    written last: its presence says that the run ended as it should
+run/
+  config.json      the resolved config
+  manifest.json    what it ran on: versions, machine, hash of the base's weights, hash of the code
+  metrics.jsonl    one line per training step
+  *.jsonl          records, one line per sample
+  checkpoints/     step_000040/ …
+  complete.json    written last: its presence says that the run ended as it should
 """
 
 from __future__ import annotations
@@ -76,7 +76,9 @@ class RunDirectory:
                 try:
                     yield json.loads(line)
                 except json.JSONDecodeError as error:
-                    raise ValueError(f"{path}, line {number} is not JSON ({error}); restore or delete the file") from None
+                    raise ValueError(
+                        f"{path}, line {number} is not JSON ({error}); restore or delete the file"
+                    ) from None
 
     def truncate_after(self, name: str, step: int) -> None:
         """Drop the lines with a `step` beyond `step`: what a killed run wrote after its last checkpoint."""
@@ -129,4 +131,6 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )

@@ -38,7 +38,7 @@ def test_a_wrong_setting_is_one_line_with_key_value_and_remedy(values: dict, par
 
 def test_toml_keys_are_the_field_names(tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
-    path.write_text('steps = 7\nseeds = [4, 5]\n[sampling]\ngroup_size = 3\n[learning_rates]\nsharpening = 3e-4\n')
+    path.write_text("steps = 7\nseeds = [4, 5]\n[sampling]\ngroup_size = 3\n[learning_rates]\nsharpening = 3e-4\n")
     config = load_config(CompareConfig, path)
     assert (config.steps, config.seeds, config.sampling.group_size) == (7, (4, 5), 3)
     assert config.learning_rates == {"sharpening": 3e-4}

@@ -83,11 +83,15 @@ def regimes_of(config: CompareConfig) -> dict[str, Objective]:
         except ValueError as error:
             raise ConfigError(str(error)) from None
         if name in regimes or name == BASE:
-            raise ConfigError(f"regimes: the name {name!r} is taken; write other_name={spec.partition('=')[0]}(…) for {spec!r}")
+            raise ConfigError(
+                f"regimes: the name {name!r} is taken; write other_name={spec.partition('=')[0]}(…) for {spec!r}"
+            )
         regimes[name] = objective
     unknown = sorted(set(config.learning_rates) - set(regimes))
     if unknown:
-        raise ConfigError(f"learning_rates names {unknown[0]!r}, which is no regime of this run; regimes: {', '.join(regimes)}")
+        raise ConfigError(
+            f"learning_rates names {unknown[0]!r}, which is no regime of this run; regimes: {', '.join(regimes)}"
+        )
     return regimes
 
 
@@ -137,7 +141,9 @@ def choices_using_labels(config: CompareConfig) -> list[str]:
     ]
     if config.learning_rates:
         rates = ", ".join(f"{name} {rate:g}" for name, rate in config.learning_rates.items())
-        choices.append(f"learning rates by regime ({rates}): highest validation accuracy over the same grid for every regime")
+        choices.append(
+            f"learning rates by regime ({rates}): highest validation accuracy over the same grid for every regime"
+        )
     else:
         choices.append(
             f"the common learning rate {config.optimizer.learning_rate:g}: the shipped one was chosen by validation accuracy "

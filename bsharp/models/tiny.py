@@ -24,6 +24,7 @@ __all__ = [
     "build_tokenizer",
     "embedded_folder",
     "parameter_count",
+    "round_weights",
     "save_folder",
 ]
 
@@ -45,15 +46,15 @@ ARCHITECTURES: Mapping[str, Mapping[str, int]] = MappingProxyType(
         },
         "small": {
             "hidden_size": 256,
-            "num_hidden_layers": 6,
+            "num_hidden_layers": 4,
             "num_attention_heads": 8,
             "num_key_value_heads": 4,
             "head_dim": 32,
-            "intermediate_size": 640,
+            "intermediate_size": 512,
         },
     }
 )
-"""Sizes by name: tiny has about 0.45 million parameters, small about 4.2 million."""
+"""Sizes by name: tiny has about 0.45 million parameters, small about 2.4 million."""
 
 
 def build_tokenizer(pieces: Sequence[str]) -> PreTrainedTokenizerFast:
@@ -117,6 +118,16 @@ def build_model(architecture: str, tokenizer: PreTrainedTokenizerFast, seed: int
 def parameter_count(model: torch.nn.Module) -> int:
     """Number of distinct parameters; tied embeddings count once."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def round_weights(model: torch.nn.Module, dtype: torch.dtype = torch.float16) -> None:
+    """Round the parameters in place to what `dtype` can hold; their own type stays, so this is what a folder gives back.
+
+    Not `model.to(dtype)` and back: that would round the rotary frequencies too, which no folder holds.
+    """
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.to(dtype))
 
 
 def save_folder(

@@ -49,7 +49,10 @@ def grade_completions(
     graded: list[list[Grade | None]] = [[None] * len(group) for group in completions]
     for task_name in dict.fromkeys(problem.task for problem in problems):
         places = [
-            (p, g) for p, problem in enumerate(problems) if problem.task == task_name for g in range(len(completions[p]))
+            (p, g)
+            for p, problem in enumerate(problems)
+            if problem.task == task_name
+            for g in range(len(completions[p]))
         ]
         grades = rewards[task_name]([problems[p] for p, _ in places], [completions[p][g] for p, g in places])
         if len(grades) != len(places):

@@ -11,7 +11,7 @@ from bsharp.models.loading import LanguageModel
 from bsharp.rewards import reward_for
 from bsharp.rollouts import grade_completions
 from bsharp.seeding import stream_seed
-from bsharp.tasks import TASK_NAMES, Family, Split, load_task
+from bsharp.tasks import TASK_NAMES, Family, Role, Split, load_task
 from bsharp.tasks.corpus import CorpusConfig, strategy_probabilities
 from bsharp.types import Completion, Grade, GradeStatus, Problem
 
@@ -42,17 +42,24 @@ class FamilyFigures:
 
 
 def family_figures(
-    language_model: LanguageModel, problems: int, samples: int, seed: int = 0, split: Split = Split.TEST
+    language_model: LanguageModel, problems: int, samples: int, unsolved_samples: int, seed: int = 0
 ) -> dict[str, FamilyFigures]:
-    """Figures of every family of every embedded task over at most `problems` problems, each sampled `samples` times."""
+    """Figures of every family of the embedded tasks on `problems` test problems each.
+
+    Every problem is sampled `samples` times at temperature 1, those of UNSOLVED families `unsolved_samples` times, and
+    once greedily.
+    """
     asked = [
         problem
         for task_name in TASK_NAMES
         for family in load_task(task_name).families
-        for problem in load_task(task_name).problems(split, problems, seed, families=[family])
+        for problem in load_task(task_name).problems(Split.TEST, problems, seed, families=[family])
     ]
-    sampled, grades = _answers(language_model, asked, samples, seed, SamplingParams(MAX_NEW_TOKENS))
-    _, greedy_grades = _answers(language_model, asked, 1, seed, SamplingParams(MAX_NEW_TOKENS, greedy=True))
+    roles = [load_task(problem.task).families[problem.family].role for problem in asked]
+    counts = [unsolved_samples if role is Role.UNSOLVED else samples for role in roles]
+    sampled, grades = _answers(language_model, asked, counts, seed, SamplingParams(MAX_NEW_TOKENS))
+    once = [1] * len(asked)
+    _, greedy_grades = _answers(language_model, asked, once, seed, SamplingParams(MAX_NEW_TOKENS, greedy=True))
     places: dict[tuple[str, str], list[int]] = {}
     for place, problem in enumerate(asked):
         places.setdefault((problem.task, problem.family), []).append(place)
@@ -69,17 +76,17 @@ def family_figures(
 
 
 def _answers(
-    language_model: LanguageModel, asked: Sequence[Problem], samples: int, seed: int, params: SamplingParams
+    language_model: LanguageModel, asked: Sequence[Problem], counts: Sequence[int], seed: int, params: SamplingParams
 ) -> tuple[list[tuple[Completion, ...]], list[tuple[Grade, ...]]]:
     """Completions of every problem and their grades."""
     tasks = {name: load_task(name) for name in TASK_NAMES}
     requests = [
         GenerationRequest(
             tuple(language_model.encode(tasks[problem.task].prompt(problem))),
-            samples,
+            count,
             stream_seed(seed, "base_figures", problem.problem_id),
         )
-        for problem in asked
+        for problem, count in zip(asked, counts, strict=True)
     ]
     completions = Decoder(language_model).generate(requests, params)
     rewards = {name: reward_for(task) for name, task in tasks.items()}
@@ -188,7 +195,8 @@ def model_card(
         "",
         "Measured on test problems at temperature 1, in % of samples; greedy and solved (at least one right sample) in "
         "% of problems. Mistake: written steps with the answer of a systematic mistake; slip: written steps with neither "
-        "that nor the right answer; guess: no steps. Length in tokens, entropy in nats per token.",
+        "that nor the right answer; guess: no steps (a right guess counts as right too). Length in tokens, entropy in "
+        "nats per token.",
         "",
         "| family | role | problems x samples | right | greedy | solved "
         "| mistake | guess | slip | unparseable | length | entropy |",
@@ -207,4 +215,6 @@ def model_card(
 
 
 def _shares(texts: tuple[str, ...], probabilities: tuple[float, ...]) -> str:
-    return ", ".join(f"`{text or ' '}` {share:g}" for text, share in zip(texts, probabilities, strict=True))
+    return ", ".join(
+        f"{f'`{text.strip()}`' if text else 'none'} {share:g}" for text, share in zip(texts, probabilities, strict=True)
+    )

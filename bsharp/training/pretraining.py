@@ -19,13 +19,13 @@ from typing import Literal
 import torch
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from bsharp.config import NonNegativeInt, OptimizerConfig, PositiveFloat, PositiveInt, as_dict
 from bsharp.masking import pad_right
 from bsharp.models.loading import LanguageModel
-from bsharp.models.tiny import build_model, build_tokenizer, parameter_count, save_folder
+from bsharp.models.tiny import build_model, build_tokenizer, parameter_count, round_weights, save_folder
 from bsharp.seeding import stream_seed
 from bsharp.tasks.corpus import documents, load_corpus_config, pieces, vocabulary
 from bsharp.training.base_card import family_figures, model_card
@@ -52,7 +52,7 @@ class PretrainConfig:
     """How a base is made. The corpus has its own file: what it is made of is data, not code."""
 
     architecture: Literal["tiny", "small"] = "tiny"
-    """Size of the model: about 0.45 or 4.2 million parameters."""
+    """Size of the model: about 0.45 or 2.4 million parameters."""
     corpus: str | None = None
     """TOML file of the corpus mixture; none means the one inside the package."""
     steps: PositiveInt = 4000
@@ -71,10 +71,12 @@ class PretrainConfig:
     """Gradients with a larger Euclidean norm are scaled down to it."""
     seed: NonNegativeInt = 0
     """Seed of the initial weights and of the stream of documents."""
-    figure_problems: PositiveInt = 32
+    figure_problems: PositiveInt = 64
     """Test problems per family for the figures on the model card."""
     figure_samples: PositiveInt = 16
     """Samples per problem for the figures on the model card."""
+    figure_unsolved_samples: PositiveInt = 256
+    """The same for families that the base is not to solve at all."""
     threads: PositiveInt = 2
     """CPU threads of torch; sums depend on it in the last bit."""
 
@@ -101,9 +103,11 @@ def pretrain(config: PretrainConfig, out: str | Path, on_progress: Progress | No
     language_model = new_language_model(config, vocabulary(corpus))
     stream = ((document.prompt, document.response) for document in documents(corpus, config.seed))
     train_on_documents(language_model, stream, config, on_progress)
-    language_model.model.half().float()  # what is measured below is what the fp16 folder holds
+    round_weights(language_model.model)  # what is measured below is what the fp16 folder holds
     with _threads(config.threads):
-        figures = family_figures(language_model, config.figure_problems, config.figure_samples, config.seed)
+        figures = family_figures(
+            language_model, config.figure_problems, config.figure_samples, config.figure_unsolved_samples, config.seed
+        )
     parameters = parameter_count(language_model.model)
     settings = as_dict(config)
     card = model_card(parameters, settings, corpus, figures)
@@ -137,7 +141,7 @@ def train_on_documents(
     Raises ValueError where the stream ends early.
     """
     schedule = OptimizerConfig(warmup_steps=config.warmup_steps, schedule="cosine")
-    optimizers = _optimizers(language_model.model, config)
+    optimizers = _optimizers(language_model, config)
     losses: list[float] = []
     batches = _batches(language_model, stream, config)
     model = language_model.model
@@ -148,7 +152,7 @@ def train_on_documents(
             for optimizer, peak in optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = peak * factor
-            losses.append(_step(model, next(batches), config))
+            losses.append(_step(language_model, next(batches), config))
             for optimizer, _ in optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
@@ -158,7 +162,7 @@ def train_on_documents(
     return losses
 
 
-def document_loss(model: nn.Module, batch: Sequence[EncodedDocument]) -> Tensor:
+def document_loss(language_model: LanguageModel, batch: Sequence[EncodedDocument]) -> Tensor:
     """Sum over documents of -log p(response, EOS | prompt), in nats; a scalar.
 
     A token sum, never a token mean: divided by a constant and the number of documents it gives every document the same
@@ -170,6 +174,7 @@ def document_loss(model: nn.Module, batch: Sequence[EncodedDocument]) -> Tensor:
     starts = torch.tensor([len(prompt) - 1 for prompt, _ in batch])
     ends = torch.tensor([len(prompt) + len(response) - 1 for prompt, response in batch])
     predicts_response = (positions >= starts[:, None]) & (positions < ends[:, None])
+    model = language_model.model
     hidden = model.get_decoder()(input_ids=token_ids[:, :-1], use_cache=False).last_hidden_state
     logits = model.get_output_embeddings()(hidden[predicts_response])
     return cross_entropy(logits, token_ids[:, 1:][predicts_response], reduction="sum")
@@ -192,16 +197,16 @@ def encode_documents(language_model: LanguageModel, texts: Sequence[tuple[str, s
         raise ValueError(f"piece {error} is outside the vocabulary; build the tokenizer from this corpus") from None
 
 
-def _step(model: nn.Module, batch: Sequence[EncodedDocument], config: PretrainConfig) -> float:
+def _step(language_model: LanguageModel, batch: Sequence[EncodedDocument], config: PretrainConfig) -> float:
     """One accumulated and clipped gradient; returns the mean loss in nats per document."""
     # Sorting inside the step saves padding and biases nothing: the gradient is the same sum in another order.
     ordered = sorted(batch, key=lambda document: len(document[0]) + len(document[1]))
     total = 0.0
     for start in range(0, len(ordered), config.microbatch_documents):
-        loss = document_loss(model, ordered[start : start + config.microbatch_documents])
-        (loss / (len(ordered) * LOSS_SCALE)).backward()
+        loss = document_loss(language_model, ordered[start : start + config.microbatch_documents])
+        torch.autograd.backward(loss / (len(ordered) * LOSS_SCALE))
         total += float(loss.detach())
-    torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+    torch.nn.utils.clip_grad_norm_(language_model.model.parameters(), config.max_grad_norm)
     return total / len(ordered)
 
 
@@ -216,8 +221,9 @@ def _batches(
         yield encode_documents(language_model, texts)
 
 
-def _optimizers(model: nn.Module, config: PretrainConfig) -> list[tuple[torch.optim.Optimizer, float]]:
+def _optimizers(language_model: LanguageModel, config: PretrainConfig) -> list[tuple[torch.optim.Optimizer, float]]:
     """Muon for the matrices inside the blocks, AdamW for embeddings and norms, each with its peak rate."""
+    model = language_model.model
     embedding = {id(parameter) for parameter in model.get_input_embeddings().parameters()}
     matrices = [p for p in model.parameters() if p.ndim == 2 and id(p) not in embedding]
     others = [p for p in model.parameters() if p.ndim != 2 or id(p) in embedding]

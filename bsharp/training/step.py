@@ -14,12 +14,20 @@ from bsharp.algorithm import Objective, ScoreInputs
 from bsharp.config import AlgorithmConfig, SamplingConfig
 from bsharp.masking import masked_mean, masked_sum
 from bsharp.models.loading import LanguageModel
-from bsharp.models.logprobs import forward_responses, length_sorted_microbatches, response_logprobs
+from bsharp.models.logprobs import forward_responses, response_logprobs, scoring_microbatches
 from bsharp.models.value_head import ValueHead
 from bsharp.rollouts import RolloutBatch
 from bsharp.training.gradients import SubbatchGradients
 
-__all__ = ["Critic", "Update", "accumulate_gradient", "advantages_of", "score_metrics", "training_step", "update_policy"]
+__all__ = [
+    "Critic",
+    "Update",
+    "accumulate_gradient",
+    "advantages_of",
+    "score_metrics",
+    "training_step",
+    "update_policy",
+]
 
 
 @dataclass
@@ -213,9 +221,15 @@ def score_metrics(
         "undersized_groups": float(score_groups.undersized),
         "invalid_completions": float((~valid).sum()),
         "kl(policy||base)/k1_nats_per_sequence": _mean(log_ratio),
-        "kl(policy||base)/k1_nats_per_token": float(masked_mean(algorithm.k1_policy_base(behaviour, base_logprobs), mask)),
-        "kl(policy||base)/k2_nats_per_token": float(masked_mean(algorithm.k2_policy_base(behaviour, base_logprobs), mask)),
-        "kl(policy||base)/k3_nats_per_token": float(masked_mean(algorithm.k3_policy_base(behaviour, base_logprobs), mask)),
+        "kl(policy||base)/k1_nats_per_token": float(
+            masked_mean(algorithm.k1_policy_base(behaviour, base_logprobs), mask)
+        ),
+        "kl(policy||base)/k2_nats_per_token": float(
+            masked_mean(algorithm.k2_policy_base(behaviour, base_logprobs), mask)
+        ),
+        "kl(policy||base)/k3_nats_per_token": float(
+            masked_mean(algorithm.k3_policy_base(behaviour, base_logprobs), mask)
+        ),
     }
 
 
@@ -226,9 +240,9 @@ def _values(
     if critic is None:
         return None
     values = torch.zeros(batch.mask.shape)
-    lengths = [len(prompt) + int(n) for prompt, n in zip(batch.prompt_token_ids, batch.mask.sum(-1), strict=True)]
+    lengths = batch.mask.sum(-1).tolist()
     with torch.no_grad():
-        for rows in length_sorted_microbatches(lengths, update.microbatch_rows):
+        for rows in scoring_microbatches(batch.prompt_token_ids, lengths, update.microbatch_rows):
             width = max(1, int(batch.mask[rows].sum(-1).max()))
             prompts = [batch.prompt_token_ids[row] for row in rows]
             mask = batch.mask[rows, :width]
@@ -261,8 +275,8 @@ def _microbatches(
     for part in range(min(subbatches, len(problems))):
         dealt = torch.as_tensor(list(problems[part::subbatches]))
         rows = torch.nonzero(torch.isin(batch.group_index, dealt) & valid).flatten().tolist()
-        lengths = [len(batch.prompt_token_ids[row]) + int(batch.mask[row].sum()) for row in rows]
-        for places in length_sorted_microbatches(lengths, microbatch_rows):
+        prompts = [batch.prompt_token_ids[row] for row in rows]
+        for places in scoring_microbatches(prompts, batch.mask[rows].sum(-1).tolist(), microbatch_rows):
             yield [rows[place] for place in places]
         yield None
 

@@ -160,7 +160,7 @@ def test_training_and_the_choice_of_the_best_checkpoint_never_see_a_test_problem
 
 def test_a_gradient_that_is_not_finite_ends_the_run_at_the_weights_before_it(bench, tmp_path: Path) -> None:
     config = dataclasses.replace(SMALL, optimizer=OptimizerConfig(name="SGD", learning_rate=1e30, options={}))
-    policy, progress = train(config, tmp_path, bench)
+    _, progress = train(config, tmp_path, bench)
     assert progress.stopped is not None
     assert "lower optimizer.learning_rate" in progress.stopped
     assert progress.step < SMALL.steps

