@@ -7,13 +7,22 @@ import difflib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import tyro
 from pydantic import ValidationError
 from rich.console import Console
 
-from bsharp.config import CompareConfig, ConfigError, EvaluationConfig, TrainConfig, build_config, load_config
+from bsharp.config import (
+    PRETRAIN_PRESETS,
+    CompareConfig,
+    ConfigError,
+    EvaluationConfig,
+    PretrainConfig,
+    TrainConfig,
+    build_config,
+    load_config,
+)
 from bsharp.version import __version__
 
 __all__ = ["main"]
@@ -76,10 +85,15 @@ class EvaluateCommand:
 
 @dataclasses.dataclass(frozen=True)
 class PretrainCommand:
-    """Rebuild the embedded base model from nothing."""
+    """Rebuild the embedded base model from nothing, with its model card and measured figures."""
 
+    settings: Annotated[PretrainConfig, Flat]
+    preset: Literal["tiny", "reduced", "small"] = "tiny"
+    """tiny is the model inside the package, reduced the same with less training, small a larger one."""
     out: str = "runs/pretrain"
-    """Folder for the model."""
+    """Folder for the model; it must not hold another one."""
+    config: str | None = None
+    """TOML file with defaults for the other flags; its keys are the field names."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,9 +217,27 @@ def _evaluate(command: EvaluateCommand) -> None:
 
 
 def _pretrain(command: PretrainCommand) -> None:
-    from bsharp.training.pretraining import PRESETS, pretrain
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    raise NotImplementedError(PRESETS, pretrain)
+    from bsharp.training.pretraining import pretrain
+
+    if (Path(command.out) / "config.json").exists():
+        raise ConfigError(f"{command.out} holds a model already; choose another --out, or delete it")
+    console = Console()
+    columns = (TextColumn("pretraining"), BarColumn(), TextColumn("{task.completed}/{task.total} steps"))
+    loss_column = TextColumn("loss {task.fields[loss]:.2f} nats per document")
+    with Progress(
+        *columns, loss_column, TimeRemainingColumn(), console=console, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task("", total=command.settings.steps, loss=float("nan"))
+
+        def show(step: int, steps: int, loss: float) -> None:
+            bar.update(task, completed=step, loss=loss)
+            if not console.is_terminal and step % 100 == 0:
+                console.print(f"step {step}/{steps}  loss {loss:.2f} nats per document", highlight=False)
+
+        folder = pretrain(command.settings, command.out, show)
+    console.print(f"Written to {folder}; its README.md says what it was made of and how right it is", highlight=False)
 
 
 def _table(command: TableCommand) -> None:
@@ -248,6 +280,9 @@ def _settings(kind: type, config: str | None, argv: Sequence[str]) -> dict[str, 
     hints = get_type_hints(kind)
     if "settings" not in hints:
         return {}
+    if kind is PretrainCommand and not config:
+        preset = _value_of("--preset", argv) or "tiny"
+        return {"settings": PRETRAIN_PRESETS.get(preset, PRETRAIN_PRESETS["tiny"])}
     settings = load_config(hints["settings"], config) if config else build_config(hints["settings"], {})
     return {"settings": _quick(settings) if isinstance(settings, CompareConfig) and "--quick" in argv else settings}
 

@@ -11,17 +11,20 @@ import difflib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 __all__ = [
+    "PRETRAIN_PRESETS",
     "AlgorithmConfig",
     "CompareConfig",
     "ConfigError",
     "EvaluationConfig",
     "OptimizerConfig",
+    "PretrainConfig",
     "SamplingConfig",
     "TrainConfig",
     "ValidationConfig",
@@ -218,6 +221,50 @@ class CompareConfig:
     """Type of the policy's weights."""
     device: str = "cpu"
     """Torch device."""
+
+
+@dataclass(frozen=True, config=_strict)
+class PretrainConfig:
+    """How a base is made. The corpus has its own file: what it is made of is data, not code."""
+
+    architecture: Literal["tiny", "small"] = "tiny"
+    """Size of the model: about 0.45 or 2.4 million parameters."""
+    corpus: str | None = None
+    """TOML file of the corpus mixture; none means the one inside the package."""
+    steps: PositiveInt = 4000
+    """Optimizer steps."""
+    documents_per_step: PositiveInt = 64
+    """Documents (prompt and response) per step."""
+    microbatch_documents: PositiveInt = 32
+    """Documents per forward and backward pass; changes speed and memory, not the gradient."""
+    matrix_learning_rate: PositiveFloat = 0.02
+    """Peak rate of Muon, for the matrices inside the blocks."""
+    learning_rate: PositiveFloat = 3e-3
+    """Peak rate of AdamW (betas 0.9 and 0.95), for embeddings and norms."""
+    warmup_steps: NonNegativeInt = 50
+    """Steps of linear warm-up from a tenth of the peak; a cosine down to 0 follows."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradients with a larger Euclidean norm are scaled down to it."""
+    seed: NonNegativeInt = 0
+    """Seed of the initial weights and of the stream of documents."""
+    figure_problems: PositiveInt = 64
+    """Test problems per family for the figures on the model card."""
+    figure_samples: PositiveInt = 16
+    """Samples per problem for the figures on the model card."""
+    figure_unsolved_samples: PositiveInt = 256
+    """The same for families that the base is not to solve at all."""
+    threads: PositiveInt = 2
+    """CPU threads of torch; sums depend on it in the last bit."""
+
+
+PRETRAIN_PRESETS: Mapping[str, PretrainConfig] = MappingProxyType(
+    {
+        "tiny": PretrainConfig(),
+        "reduced": PretrainConfig(steps=1500),
+        "small": PretrainConfig(architecture="small", matrix_learning_rate=0.015, learning_rate=2e-3),
+    }
+)
+"""tiny is the base inside the package, reduced the same model with less training, small the larger one."""
 
 
 C = TypeVar("C")

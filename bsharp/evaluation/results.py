@@ -193,13 +193,19 @@ def _verdict(figures: Mapping[str, ProblemFigures], regimes: Mapping[str, Regime
         validation[name] = problem_figures(records, f"{name} on validation")
     for name in rivals[1:]:
         require_paired(validation[name], validation[rivals[0]])
-    test_tables, test_left_out = _complete({name: figures[name] for name in (TASK_REWARD, *rivals)})
-    validation_tables, validation_left_out = _complete(validation)
-    if min(table.shape[1] for table in (*test_tables.values(), *validation_tables.values())) < 2:
+    test_tables, test_kept = _complete({name: figures[name] for name in (TASK_REWARD, *rivals)})
+    validation_tables, validation_kept = _complete(validation)
+    if min(test_kept.sum(), validation_kept.sum()) < 2:
         return _no_verdict("fewer than 2 graded problems on test or validation")
     verdict = gain_beyond_best(
-        test_tables.pop(TASK_REWARD), test_tables, validation_tables, rng=generator(0, "interval", "verdict")
+        test_tables.pop(TASK_REWARD),
+        test_tables,
+        validation_tables,
+        rng=generator(0, "interval", "verdict"),
+        test_strata=_families(figures[TASK_REWARD], test_kept),
+        validation_strata=_families(validation[rivals[0]], validation_kept),
     ).as_json()
+    test_left_out, validation_left_out = int((~test_kept).sum()), int((~validation_kept).sum())
     if test_left_out or validation_left_out:
         verdict["sentence"] += (
             f"; {test_left_out} test and {validation_left_out} validation problems without a grade left out"
@@ -211,8 +217,13 @@ def _no_verdict(reason: str) -> dict[str, Any]:
     return {"sentence": f"no verdict: {reason}", "chosen": None, "gain": None, "choice_shares": {}, "level": 0.95}
 
 
-def _complete(figures: Mapping[str, ProblemFigures]) -> tuple[dict[str, NDArray[np.float64]], int]:
-    """Accuracies (S, P) at the problems that have one in every regime and seed, and how many were left out."""
+def _families(figures: ProblemFigures, kept: NDArray[np.bool_]) -> list[str]:
+    """Families of the problems kept: resampling within them holds the mix of families as it was set."""
+    return [family for family, keep in zip(figures.families, kept, strict=True) if keep]
+
+
+def _complete(figures: Mapping[str, ProblemFigures]) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.bool_]]:
+    """Accuracies (S, P) at the problems that have one in every regime and seed, and which problems those are."""
     stacked = np.stack([item.values["accuracy"] for item in figures.values()])
-    defined = np.isfinite(stacked).all(axis=(0, 1))
-    return {name: table[:, defined] for name, table in zip(figures, stacked, strict=True)}, int((~defined).sum())
+    kept: NDArray[np.bool_] = np.asarray(np.isfinite(stacked).all(axis=(0, 1)))
+    return {name: table[:, kept] for name, table in zip(figures, stacked, strict=True)}, kept

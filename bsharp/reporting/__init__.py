@@ -10,4 +10,13 @@ from bsharp.reporting.table import (
     table_svg,
 )
 
-__all__ = ["families_tables", "print_results", "print_summary", "results_markdown", "results_table", "results_view", "summary_table", "table_svg"]
+__all__ = [
+    "families_tables",
+    "print_results",
+    "print_summary",
+    "results_markdown",
+    "results_table",
+    "results_view",
+    "summary_table",
+    "table_svg",
+]

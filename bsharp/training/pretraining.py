@@ -8,21 +8,18 @@ there is no second epoch, because the corpus is an endless stream.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from types import MappingProxyType
-from typing import Literal
 
 import torch
-from pydantic import ConfigDict
-from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from bsharp.config import NonNegativeInt, OptimizerConfig, PositiveFloat, PositiveInt, as_dict
+from bsharp.config import PRETRAIN_PRESETS as PRESETS
+from bsharp.config import OptimizerConfig, PretrainConfig, as_dict
 from bsharp.masking import pad_right
 from bsharp.models.loading import LanguageModel
 from bsharp.models.tiny import build_model, build_tokenizer, parameter_count, round_weights, save_folder
@@ -46,49 +43,6 @@ EncodedDocument = tuple[list[int], list[int]]
 Progress = Callable[[int, int, float], None]
 """Called after each step with (steps done, steps in all, mean loss of the batch in nats per document)."""
 
-
-@dataclass(frozen=True, config=ConfigDict(extra="forbid", validate_default=True))
-class PretrainConfig:
-    """How a base is made. The corpus has its own file: what it is made of is data, not code."""
-
-    architecture: Literal["tiny", "small"] = "tiny"
-    """Size of the model: about 0.45 or 2.4 million parameters."""
-    corpus: str | None = None
-    """TOML file of the corpus mixture; none means the one inside the package."""
-    steps: PositiveInt = 4000
-    """Optimizer steps."""
-    documents_per_step: PositiveInt = 64
-    """Documents (prompt and response) per step."""
-    microbatch_documents: PositiveInt = 32
-    """Documents per forward and backward pass; changes speed and memory, not the gradient."""
-    matrix_learning_rate: PositiveFloat = 0.02
-    """Peak rate of Muon, for the matrices inside the blocks."""
-    learning_rate: PositiveFloat = 3e-3
-    """Peak rate of AdamW (betas 0.9 and 0.95), for embeddings and norms."""
-    warmup_steps: NonNegativeInt = 50
-    """Steps of linear warm-up from a tenth of the peak; a cosine down to 0 follows."""
-    max_grad_norm: PositiveFloat = 1.0
-    """Gradients with a larger Euclidean norm are scaled down to it."""
-    seed: NonNegativeInt = 0
-    """Seed of the initial weights and of the stream of documents."""
-    figure_problems: PositiveInt = 64
-    """Test problems per family for the figures on the model card."""
-    figure_samples: PositiveInt = 16
-    """Samples per problem for the figures on the model card."""
-    figure_unsolved_samples: PositiveInt = 256
-    """The same for families that the base is not to solve at all."""
-    threads: PositiveInt = 2
-    """CPU threads of torch; sums depend on it in the last bit."""
-
-
-PRESETS: Mapping[str, PretrainConfig] = MappingProxyType(
-    {
-        "tiny": PretrainConfig(),
-        "reduced": PretrainConfig(steps=1500),
-        "small": PretrainConfig(architecture="small", matrix_learning_rate=0.015, learning_rate=2e-3),
-    }
-)
-"""tiny is the base inside the package, reduced the same model with less training, small the larger one."""
 
 LOSS_SCALE = 20.0  # tokens; a constant, about the mean response length, so that the clip norm has its usual meaning
 

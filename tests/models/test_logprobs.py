@@ -76,11 +76,15 @@ def test_sharing_prompts_changes_neither_log_probabilities_nor_gradients(family:
     found = []
     for share in (True, False):
         model.model.zero_grad()
-        result = forward_responses(model, prompts, token_ids, mask, with_entropy=True, with_hidden=True, share_prompts=share)
+        result = forward_responses(
+            model, prompts, token_ids, mask, with_entropy=True, with_hidden=True, share_prompts=share
+        )
         weights = torch.arange(1.0, 7.0)[:, None] * mask
         (torch.where(mask, result.token_logprobs, 0.0) * weights).sum().backward()
         gradient = torch.cat([p.grad.reshape(-1) for p in model.model.parameters() if p.grad is not None])
-        found.append((result.token_logprobs[mask].detach(), result.entropy[mask], result.hidden[mask].detach(), gradient))
+        found.append(
+            (result.token_logprobs[mask].detach(), result.entropy[mask], result.hidden[mask].detach(), gradient)
+        )
     # transformers' norms and rotations run in fp32 whatever the model's type, hence 1e-6 and not 1e-12.
     for shared, plain in zip(*found, strict=True):
         assert float((shared - plain).norm() / plain.norm()) < 1e-6
