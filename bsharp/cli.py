@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -217,6 +218,9 @@ def _evaluate(command: EvaluateCommand) -> None:
 
 
 def _pretrain(command: PretrainCommand) -> None:
+    # One process has the cores to itself: waiting threads may spin. It must be set before torch is first imported;
+    # with the passive policy, which several processes need, two threads are slower here than one.
+    os.environ["OMP_WAIT_POLICY"] = "active"
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     from bsharp.training.pretraining import pretrain

@@ -1,6 +1,10 @@
-"""Shape annotations are checked while the tests run, and torch keeps to one thread so that figures repeat."""
+"""Shape annotations are checked while the tests run, torch keeps to one thread so that figures repeat, no hub is asked."""
 
 from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
 from jaxtyping import install_import_hook

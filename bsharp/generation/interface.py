@@ -12,7 +12,11 @@ from bsharp.types import Completion
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["GenerationRequest", "Generator", "SamplingParams"]
+__all__ = ["GenerationRequest", "Generator", "LogitsError", "SamplingParams"]
+
+
+class LogitsError(ValueError):
+    """The model's logits give no distribution to draw from: NaN, +inf, or every token masked."""
 
 
 @dataclass(frozen=True, slots=True)

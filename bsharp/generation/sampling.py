@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bsharp.generation.interface import SamplingParams
+from bsharp.generation.interface import LogitsError, SamplingParams
 
 __all__ = ["choose_tokens", "request_uniforms"]
 
@@ -50,7 +50,7 @@ def choose_tokens(
         # strict increase of the sum: a token of probability 0 is never drawn.
         tokens = torch.searchsorted(cumulative, uniforms[:, None] * total, right=True)
     if not bool(torch.isfinite(total).all()):
-        raise ValueError(
+        raise LogitsError(
             "the model's logits give no distribution (NaN, +inf, or every token masked); "
             "check that its weights are finite, or lower the learning rate if training made them so"
         )

@@ -11,7 +11,7 @@ import torch
 from bsharp import algorithm
 from bsharp.algorithm import Objective
 from bsharp.config import ConfigError, TrainConfig
-from bsharp.generation.interface import Generator, SamplingParams
+from bsharp.generation.interface import Generator, LogitsError, SamplingParams
 from bsharp.models.loading import LanguageModel
 from bsharp.models.logprobs import forward_responses
 from bsharp.models.value_head import ValueHead
@@ -70,31 +70,32 @@ def train_policy(
         step = progress.step + 1
         _set_learning_rate(optimizer, config, step)
         generator.sync_weights(policy.model, step - 1)
-
-        started = time.perf_counter()
-        problems = stream.problems(step)
-        groups = collect_rollouts(
-            generator, policy, tasks, rewards, problems, config.sampling.group_size, params, config.seed, step
-        )
-        batch = build_batch(groups, policy.pad_token_id)
-        sampled = time.perf_counter()
-        order = _minibatch_order(config, batch.problems, step)
         check = step % config.validation.every == 0 or step == config.steps
-        exact_kl = _exact_kl(policy, base, batch, update) if check else {}
-        metrics = training_step(policy, base, objective, batch, optimizer, update, critic, order)
-        updated = time.perf_counter()
-
-        metrics |= summarize_rollouts(groups) | exact_kl
+        try:
+            started = time.perf_counter()
+            problems = stream.problems(step)
+            groups = collect_rollouts(
+                generator, policy, tasks, rewards, problems, config.sampling.group_size, params, config.seed, step
+            )
+            batch = build_batch(groups, policy.pad_token_id)
+            sampled = time.perf_counter()
+            exact_kl = _exact_kl(policy, base, batch, update) if check else {}
+            order = _minibatch_order(config, batch.problems, step)
+            metrics = training_step(policy, base, objective, batch, optimizer, update, critic, order)
+            updated = time.perf_counter()
+            if validate and check:
+                metrics |= validate(policy, step)
+        except LogitsError:
+            progress = _give_up(run, policy, base, optimizer, critic, step)
+            break
+        metrics |= summarize_rollouts(groups) | exact_kl | _speed(batch, sampled - started, updated - sampled)
         metrics["learning_rate"] = optimizer.param_groups[0]["lr"]
-        metrics |= _speed(batch, sampled - started, updated - sampled)
         progress.step = step
         if not math.isfinite(metrics["grad_norm"]):
             progress.stopped = f"the gradient was not finite at step {step}; lower optimizer.learning_rate"
-        if validate and (check or progress.stopped):
-            metrics |= validate(policy, step)
-            if metrics["validation/accuracy"] > progress.best_accuracy:
-                progress.best_accuracy, progress.best_step = metrics["validation/accuracy"], step
-                save_policy(policy, run.path / "best")
+        if metrics.get("validation/accuracy", -1.0) > progress.best_accuracy:
+            progress.best_accuracy, progress.best_step = metrics["validation/accuracy"], step
+            save_policy(policy, run.path / "best")
         run.append("metrics.jsonl", {"step": step, **_json_safe(metrics)})
         for watcher in watchers:
             watcher(step, metrics)
@@ -144,6 +145,31 @@ def _resume(
     checkpoint = latest_checkpoint(run.path / "checkpoints")
     progress = load_checkpoint(checkpoint, policy, optimizer, critic) if checkpoint else Progress()
     run.truncate_after("metrics.jsonl", progress.step if checkpoint else -1)
+    return progress
+
+
+def _give_up(
+    run: RunDirectory,
+    policy: LanguageModel,
+    base: LanguageModel,
+    optimizer: torch.optim.Optimizer,
+    critic: Critic | None,
+    step: int,
+) -> Progress:
+    """The weights no longer give a distribution: go back to the last checkpoint (or the base) and say so."""
+    checkpoint = latest_checkpoint(run.path / "checkpoints")
+    if checkpoint:
+        progress = load_checkpoint(checkpoint, policy, optimizer, critic)
+    else:
+        progress = Progress()
+        policy.model.load_state_dict(base.model.state_dict())
+    progress.stopped = (
+        f"the policy's logits were not finite at step {step}, its weights of step {progress.step} are kept; "
+        "lower optimizer.learning_rate"
+    )
+    # A null gradient norm marks the trace as broken for the stability rule.
+    run.append("metrics.jsonl", {"step": step, "grad_norm": None})
+    save_checkpoint(run.path / "checkpoints", policy, optimizer, progress, critic)
     return progress
 
 
