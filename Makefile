@@ -11,6 +11,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 # Two processes on the same cores must not spin for each other's threads.
+# (pretraining, a single process, sets its own)
 export OMP_WAIT_POLICY ?= passive
 export TOKENIZERS_PARALLELISM ?= false
 

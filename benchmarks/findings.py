@@ -9,25 +9,25 @@ A table in docs/findings.md stands between `<!-- table NAME -->` and `<!-- end N
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import bsharp
-from bsharp.config import CompareConfig, EvaluationConfig, OptimizerConfig, SamplingConfig, ValidationConfig
+from bsharp.config import CompareConfig, EvaluationConfig, SamplingConfig, ValidationConfig
 
 RUNS = Path("runs/findings")
 DOCUMENT = Path("docs/findings.md")
 
 LIGHT = EvaluationConfig(problems=256, samples=8)
 HEADLINE = ("task_reward", "tilted(alpha=1,beta_inv=100)", "sharpening", "tempered(alpha=2)")
-RATES = (3e-4, 1e-3, 3e-3, 1e-2)
-SHIFTS = (-0.25, 0.0, 0.2)
-BASE_SEEDS = (1, 2)
+SHIFTS = (-0.25, 0.2)
+BASE_SEEDS = (1,)
 
 
 def base_folder(shift: float, seed: int) -> Path:
@@ -36,17 +36,26 @@ def base_folder(shift: float, seed: int) -> Path:
 
 def pretrain_base(shift: float, seed: int) -> str:
     """A base of the reduced preset on the shipped mixture with its mistake rates moved by `shift`."""
-    from bsharp.tasks.corpus import load_corpus_config, save_corpus_config
-    from bsharp.training.pretraining import PRESETS, pretrain
-
     folder = base_folder(shift, seed)
     if not (folder / "model.safetensors").exists():
-        corpus = dataclasses.replace(load_corpus_config(), mistake_rate_shift=shift)
-        path = folder.with_suffix(".toml")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_corpus_config(corpus, path)
-        print(f"pretraining {folder}", flush=True)
-        pretrain(dataclasses.replace(PRESETS["reduced"], corpus=str(path), seed=seed), folder)
+        shipped = (files("bsharp.tasks") / "corpus.toml").read_text(encoding="utf-8")
+        moved = re.sub(r"^mistake_rate_shift = .*$", f"mistake_rate_shift = {shift}", shipped, flags=re.MULTILINE)
+        corpus = folder.with_suffix(".toml")
+        corpus.parent.mkdir(parents=True, exist_ok=True)
+        corpus.write_text(moved, encoding="utf-8")
+        command = [
+            "pretrain",
+            "--preset",
+            "reduced",
+            "--corpus",
+            str(corpus),
+            "--seed",
+            str(seed),
+            "--out",
+            str(folder),
+        ]
+        few = ["--figure-problems", "8", "--figure-unsolved-samples", "16"]
+        subprocess.run([sys.executable, "-m", "bsharp", *command, *few], check=True)
     return str(folder)
 
 
@@ -75,14 +84,15 @@ def fixed_length() -> None:
     )
 
 
-def learning_rate() -> None:
-    for rate in RATES:
-        compare(
-            f"learning_rate_{rate:g}",
-            CompareConfig(
-                regimes=HEADLINE, seeds=(0, 1), optimizer=OptimizerConfig(learning_rate=rate), evaluation=LIGHT
-            ),
-        )
+def tune() -> None:
+    from rich.console import Console
+
+    from bsharp.experiment import tune
+    from bsharp.experiment.display import ProgressDisplay
+
+    print("== tune", flush=True)
+    with ProgressDisplay(Console()) as display:
+        tune(CompareConfig(seeds=(0, 1)), RUNS / "tune", on_start=display.on_start, on_event=display.on_event)
 
 
 def long_runs() -> None:
@@ -90,7 +100,7 @@ def long_runs() -> None:
     compare(
         "long_runs",
         CompareConfig(
-            regimes=regimes, seeds=(0, 1), steps=200, validation=ValidationConfig(every=20), evaluation=LIGHT
+            regimes=regimes, seeds=(0, 1), steps=120, validation=ValidationConfig(every=15), evaluation=LIGHT
         ),
     )
 
@@ -126,9 +136,9 @@ def label_free() -> None:
 
 
 EXPERIMENTS: dict[str, Callable[[], None]] = {
+    "tune": tune,
     "default": default,
     "fixed_length": fixed_length,
-    "learning_rate": learning_rate,
     "long_runs": long_runs,
     "hybrid": hybrid,
     "mistake_rate": mistake_rate,
@@ -220,13 +230,44 @@ def group_table(name: str, group: str) -> str:
     return table([group, "base %", *(f"{regime} Δ" for regime in regimes)], rows)
 
 
+def tuning_table() -> str:
+    """Validation accuracy of the last and of the best check, KL and entropy at the end, by regime and rate."""
+    found = json.loads((RUNS / "tune" / "tune.json").read_text(encoding="utf-8"))
+    rows = []
+    for name, by_rate in found["accuracy"].items():
+        for rate, last in by_rate.items():
+            traces = [
+                [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+                for path in sorted((RUNS / "tune" / f"rate_{rate}" / name).glob("seed_*/metrics.jsonl"))
+            ]
+            best = [max(row.get("validation/accuracy") or 0.0 for row in rows[1:]) for rows in traces]
+            ends = [next(row for row in reversed(rows) if row.get("grad_norm") is not None) for rows in traces]
+            chosen = " (chosen)" if float(rate) == found["chosen"][name] else ""
+            rows.append(
+                [
+                    name,
+                    rate + chosen,
+                    by_seed(last),
+                    by_seed(best),
+                    ", ".join(f"{end['kl(policy||base)/k1_nats_per_sequence']:.2f}" for end in ends),
+                    ", ".join(f"{end['entropy/exact_nats_per_token']:.3f}" for end in ends),
+                ]
+            )
+    columns = ("regime", "learning rate", "last check %", "best check %", "KL at the end", "entropy at the end")
+    return table(columns, rows)
+
+
+def by_seed(shares: Sequence[float]) -> str:
+    return f"{100 * sum(shares) / len(shares):.1f} ({', '.join(f'{100 * share:.1f}' for share in shares)})"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "default": lambda: headline_table(("default", "default")),
     "roles": lambda: group_table("default", "roles"),
     "families": lambda: group_table("default", "families"),
     "fixed_length": lambda: headline_table(("40 tokens", "fixed_length")),
-    "learning_rate": lambda: headline_table(*((f"lr {rate:g}", f"learning_rate_{rate:g}") for rate in RATES)),
-    "long_runs": lambda: headline_table(("200 steps", "long_runs")),
+    "tune": lambda: tuning_table(),
+    "long_runs": lambda: headline_table(("120 steps", "long_runs")),
     "hybrid": lambda: headline_table(("hybrid", "hybrid")),
     "hybrid_roles": lambda: group_table("hybrid", "roles"),
     "mistake_rate": lambda: headline_table(*((f"shift {shift:+g}", f"mistake_rate_{shift:+g}") for shift in SHIFTS)),

@@ -60,7 +60,7 @@ class ConfigError(ValueError):
 class SamplingConfig:
     """How training rollouts are drawn. They are scored at the same temperature and with the full vocabulary (contract 2)."""
 
-    prompts_per_step: PositiveInt = 32
+    prompts_per_step: PositiveInt = 24
     """Problems per training step (P)."""
     group_size: PositiveInt = 8
     """Completions per problem (G)."""
@@ -156,7 +156,7 @@ class EvaluationConfig:
     """Which problems."""
     seed: NonNegativeInt = 0
     """Seed of the problem set and of the sampling streams: equal seeds compare models on the same random streams."""
-    max_rows: PositiveInt = 512
+    max_rows: PositiveInt = 1024
     """Completions decoded at once; a matter of memory and speed only."""
 
 
@@ -172,7 +172,7 @@ class TrainConfig:
     """Regime: a constructor of bsharp.algorithm.objectives with its arguments, e.g. tilted(alpha=2,beta_inv=100)."""
     seed: NonNegativeInt = 0
     """Run seed; every random stream is derived from it."""
-    steps: PositiveInt = 40
+    steps: PositiveInt = 30
     """Training steps."""
     sampling: SamplingConfig = SamplingConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
@@ -202,7 +202,7 @@ class CompareConfig:
     """Regimes, each `constructor`, `constructor(argument=value)` or `name=constructor(argument=value)`."""
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2)
     """Run seeds; every regime is trained once per seed."""
-    steps: PositiveInt = 40
+    steps: PositiveInt = 30
     """Training steps, the same for every regime."""
     learning_rates: Mapping[str, PositiveFloat] = dataclasses.field(default_factory=dict)
     """Learning rate by regime name where it differs from optimizer.learning_rate (what --tune writes)."""
@@ -231,7 +231,7 @@ class PretrainConfig:
     """Size of the model: about 0.45 or 2.4 million parameters."""
     corpus: str | None = None
     """TOML file of the corpus mixture; none means the one inside the package."""
-    steps: PositiveInt = 4000
+    steps: PositiveInt = 3000
     """Optimizer steps."""
     documents_per_step: PositiveInt = 64
     """Documents (prompt and response) per step."""

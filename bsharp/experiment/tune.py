@@ -17,7 +17,7 @@ from bsharp.runlog import RunDirectory, manifest
 
 __all__ = ["LEARNING_RATE_GRID", "tune"]
 
-LEARNING_RATE_GRID = (3e-4, 1e-3, 3e-3)
+LEARNING_RATE_GRID = (3e-4, 1e-3, 3e-3, 1e-2)
 
 
 def tune(
