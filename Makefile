@@ -36,10 +36,11 @@ test: lint
 	$(BIN)/pytest -n 2 $(ARGS)
 
 tune: $(VENV)/.runtime
-	$(BIN)/bsharp compare --tune --name tune $(ARGS)
+	$(BIN)/bsharp compare --tune $(ARGS)
 
 findings: $(VENV)/.dev
-	$(BIN)/python benchmarks/findings.py all $(ARGS)
+	$(BIN)/python benchmarks/findings.py run all
+	$(BIN)/python benchmarks/findings.py tables
 
 coverage: $(VENV)/.dev
 	$(BIN)/python benchmarks/interval_coverage.py $(ARGS)

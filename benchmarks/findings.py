@@ -26,7 +26,7 @@ DOCUMENT = Path("docs/findings.md")
 
 LIGHT = EvaluationConfig(problems=256, samples=8)
 HEADLINE = ("task_reward", "tilted(alpha=1,beta_inv=100)", "sharpening", "tempered(alpha=2)")
-SHIFTS = (-0.25, 0.2)
+SHIFTS = (-0.25, 0.0, 0.2)
 BASE_SEEDS = (1,)
 
 
@@ -39,7 +39,9 @@ def pretrain_base(shift: float, seed: int) -> str:
     folder = base_folder(shift, seed)
     if not (folder / "model.safetensors").exists():
         shipped = (files("bsharp.tasks") / "corpus.toml").read_text(encoding="utf-8")
-        moved = re.sub(r"^mistake_rate_shift = .*$", f"mistake_rate_shift = {shift}", shipped, flags=re.MULTILINE)
+        line = re.compile(r"^mistake_rate_shift = .*$", re.MULTILINE)
+        moved, count = line.subn(f"mistake_rate_shift = {shift}", shipped)
+        assert count == 1, "corpus.toml no longer sets mistake_rate_shift on one line"
         corpus = folder.with_suffix(".toml")
         corpus.parent.mkdir(parents=True, exist_ok=True)
         corpus.write_text(moved, encoding="utf-8")
@@ -78,8 +80,8 @@ def fixed_length() -> None:
         "fixed_length",
         CompareConfig(
             regimes=(*HEADLINE, "sharpening_mean=sharpening(normalisation=mean)"),
-            sampling=SamplingConfig(fixed_length=True, max_new_tokens=40),
-            evaluation=EvaluationConfig(problems=256, samples=8, fixed_length=True, max_new_tokens=40),
+            sampling=SamplingConfig(fixed_length=True),
+            evaluation=EvaluationConfig(problems=256, samples=8, fixed_length=True),
         ),
     )
 
@@ -265,7 +267,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "default": lambda: headline_table(("default", "default")),
     "roles": lambda: group_table("default", "roles"),
     "families": lambda: group_table("default", "families"),
-    "fixed_length": lambda: headline_table(("40 tokens", "fixed_length")),
+    "fixed_length": lambda: headline_table(("48 tokens", "fixed_length")),
     "tune": lambda: tuning_table(),
     "long_runs": lambda: headline_table(("120 steps", "long_runs")),
     "hybrid": lambda: headline_table(("hybrid", "hybrid")),
@@ -281,7 +283,7 @@ def write_tables() -> None:
     for name, build in TABLES.items():
         pattern = re.compile(rf"(<!-- table {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
         if not pattern.search(text):
-            continue
+            sys.exit(f"{DOCUMENT} has no place for the table {name}; add <!-- table {name} --> and <!-- end {name} -->")
         content = build()
         text = pattern.sub(lambda match, content=content: f"{match[1]}\n{content}\n\n{match[2]}", text)
     DOCUMENT.write_text(text, encoding="utf-8")

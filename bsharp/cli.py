@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from bsharp.config import (
+    DEFAULT_REGIMES,
     PRETRAIN_PRESETS,
     CompareConfig,
     ConfigError,
@@ -42,16 +43,16 @@ class CompareCommand:
     """Name of the run directory."""
     alpha: tuple[float, ...] = ()
     """Instead of --regimes: task reward, sharpening, and tilted and tempered sampling at each α."""
-    beta_inv: tuple[float, ...] = (100.0,)
-    """With --alpha: tilted sampling at each β⁻¹."""
+    beta_inv: tuple[float, ...] = ()
+    """With --alpha: tilted sampling at each β⁻¹; 100 if none is named."""
     quick: bool = False
     """A look in about a minute: one seed, few steps, few problems. Too small to conclude from."""
     tune: bool = False
-    """Instead of comparing, try the same learning-rate grid for every regime on validation problems."""
+    """Instead of comparing, try one learning-rate grid for every regime on validation problems (into NAME-tune)."""
     families: bool = False
     """Print the table of every problem family as well."""
     config: str | None = None
-    """TOML file with defaults for the other flags; its keys are the field names."""
+    """TOML file with defaults for the settings below; its keys are the field names."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,11 +76,15 @@ class EvaluateCommand:
     tasks: tuple[str, ...] = ("math_mini", "gsm8k_lite")
     """Task names."""
     base: str | None = None
-    """Model to which the KL divergence is measured."""
+    """Model the evaluated one was tuned from: KL and correlation are measured to it."""
+    difficulties: tuple[int, ...] = ()
+    """Difficulties (1 to 3) of the embedded tasks' problems; none named means all."""
     out: str = "runs/evaluate"
     """Directory for records.jsonl and summary.json."""
     threads: int = 1
     """CPU threads of torch."""
+    device: str = "cpu"
+    """Torch device."""
     config: str | None = None
     """TOML file with defaults for the evaluation settings."""
 
@@ -104,7 +109,9 @@ class TableCommand:
     run: tyro.conf.Positional[str] = "runs/compare"
     """Run directory of a comparison."""
     families: bool = False
-    """One table per problem family as well."""
+    """Accuracy and change by problem family as well."""
+    svg: str | None = None
+    """Also write the table as an SVG picture to this file."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -155,10 +162,14 @@ def _compare(command: CompareCommand) -> None:
     from bsharp.reporting import print_results
 
     config = command.settings
+    if command.beta_inv and not command.alpha:
+        raise ConfigError("--beta-inv belongs to --alpha; add e.g. --alpha 1 2, or write --regimes 'tilted(alpha=1,…)'")
     if command.alpha:
-        config = dataclasses.replace(config, regimes=_regime_grid(command.alpha, command.beta_inv))
-    name = f"{command.name}-quick" if command.quick and command.name == "compare" else command.name
-    folder = Path(command.out) / name
+        if config.regimes != DEFAULT_REGIMES:
+            raise ConfigError("--alpha writes the list of regimes itself; give either --alpha or --regimes")
+        config = dataclasses.replace(config, regimes=_regime_grid(command.alpha, command.beta_inv or (100.0,)))
+    suffix = "-tune" if command.tune else "-quick" if command.quick else ""
+    folder = Path(command.out) / f"{command.name}{suffix}"
     console = Console()
     if command.tune:
         with ProgressDisplay(console) as display:
@@ -188,31 +199,38 @@ def _train(command: TrainCommand) -> None:
         )
 
     _, progress = train(command.settings, command.out, watchers=[show])
-    best = f", best by validation at step {progress.best_step}" if progress.best_step else ""
-    if progress.stopped:
-        raise RuntimeError(f"stopped: {progress.stopped}; the weights before it are in {command.out}/last")
-    console.print(
-        f"{progress.step} steps done{best}; policies in {command.out}/last and {command.out}/best", highlight=False
+    best = (
+        f"; the best by validation, of step {progress.best_step}, in {command.out}/best" if progress.best_step else ""
     )
+    if progress.stopped:
+        raise RuntimeError(f"stopped: {progress.stopped}; they are in {command.out}/last")
+    console.print(f"{progress.step} steps done; the policy is in {command.out}/last{best}", highlight=False)
 
 
 def _evaluate(command: EvaluateCommand) -> None:
-    from bsharp.config import as_dict
+    from rich.progress import Progress
+
     from bsharp.evaluation import summarize
     from bsharp.experiment import evaluate_model
     from bsharp.reporting import print_summary
-    from bsharp.runlog import RunDirectory, manifest
+    from bsharp.runlog import RunDirectory
 
-    records, bench = evaluate_model(command.model, command.tasks, command.settings, command.base, command.threads)
-    run = RunDirectory(command.out)
-    run.write_rows("records.jsonl", records)
-    summary = summarize([records])
-    run.write_json(
-        "config.json", {"model": command.model, "tasks": list(command.tasks), "evaluation": as_dict(command.settings)}
-    )
-    run.write_json("manifest.json", manifest(bench.base_hash))
-    run.write_json("summary.json", summary)
     console = Console()
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("completions", total=None)
+        records = evaluate_model(
+            command.model,
+            command.tasks,
+            command.settings,
+            command.out,
+            command.base,
+            command.difficulties,
+            command.threads,
+            command.device,
+            lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    summary = summarize([records])
+    RunDirectory(command.out).write_json("summary.json", summary)
     print_summary(summary, console, title=command.model)
     console.print(f"Written to {command.out}: records.jsonl, summary.json", highlight=False, markup=False)
 
@@ -245,17 +263,20 @@ def _pretrain(command: PretrainCommand) -> None:
 
 
 def _table(command: TableCommand) -> None:
-    from bsharp.reporting import print_results
+    from bsharp.reporting import print_results, require_results, table_svg
     from bsharp.runlog import RunDirectory
 
     path = Path(command.run)
     if not (path / "results.json").exists():
         raise ConfigError(f"{path} holds no results.json; give the directory of a finished `bsharp compare`")
-    print_results(RunDirectory(path).read_json("results.json"), families=command.families)
+    results = require_results(RunDirectory(path).read_json("results.json"))
+    print_results(results, families=command.families)
+    if command.svg:
+        Path(command.svg).write_text(table_svg(results), encoding="utf-8")
 
 
 def _quick(settings: CompareConfig) -> CompareConfig:
-    """One seed, 10 steps of a quarter of the work, 96 problems × 8 samples: for a look, not for a conclusion."""
+    """One seed, 12 steps, 96 problems × 8 samples: for a look, not for a conclusion."""
     return dataclasses.replace(
         settings,
         seeds=settings.seeds[:1],
@@ -284,6 +305,8 @@ def _settings(kind: type, config: str | None, argv: Sequence[str]) -> dict[str, 
     hints = get_type_hints(kind)
     if "settings" not in hints:
         return {}
+    if kind is PretrainCommand and config and _value_of("--preset", argv):
+        raise ConfigError("--preset and --config both choose all settings; give one of them")
     if kind is PretrainCommand and not config:
         preset = _value_of("--preset", argv) or "tiny"
         return {"settings": PRETRAIN_PRESETS.get(preset, PRETRAIN_PRESETS["tiny"])}
@@ -304,21 +327,24 @@ def _value_of(flag: str, argv: Sequence[str]) -> str | None:
 def _print_tuning(console: Console, result: dict[str, Any]) -> None:
     from rich.table import Table
 
-    table = Table(title="validation accuracy of the last checkpoint, mean over seeds (each seed)")
+    table = Table(title="validation accuracy of the last checkpoint, mean over seeds (each seed); * a seed blew up")
     table.add_column("regime")
     for rate in result["grid"]:
         table.add_column(f"lr {rate:g}", justify="right")
     table.add_column("chosen", justify="right")
     for name, by_rate in result["accuracy"].items():
         cells = [
-            f"{sum(values) / len(values):.1%} ({', '.join(f'{value:.1%}' for value in values)})"
-            for values in by_rate.values()
+            f"{sum(seeds) / len(seeds):.1%} ({', '.join(f'{seed:.1%}' for seed in seeds)})"
+            + "*" * bool(result["stopped"][name][rate])
+            for rate, seeds in by_rate.items()
         ]
-        table.add_row(name, *cells, f"{result['chosen'][name]:g}")
+        chosen = result["chosen"][name]
+        table.add_row(name, *cells, "none" if chosen is None else f"{chosen:g}")
     console.print(table)
     console.print("For a TOML file:", "[learning_rates]", sep="\n", markup=False, highlight=False)
     for name, rate in result["chosen"].items():
-        console.print(f"{name} = {rate:g}", markup=False, highlight=False)
+        if rate is not None:
+            console.print(f'"{name}" = {rate:g}', markup=False, highlight=False)
 
 
 def _one_line(error: BaseException) -> str:

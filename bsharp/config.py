@@ -43,6 +43,9 @@ DEFAULT_REGIMES = (
     "tempered(alpha=2)",
 )
 
+SHIPPED_LEARNING_RATES = MappingProxyType({"sharpening": 3e-4, "tempered(alpha=2)": 3e-4})
+"""What `bsharp compare --tune` chose on the embedded base where it is not the common rate (docs/findings.md)."""
+
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -72,6 +75,8 @@ class SamplingConfig:
     """Must stay 1 in training: a truncated sampler would be scored under another distribution than it drew from."""
     fixed_length: bool = False
     """Mask EOS out and renormalise, in sampling and in scoring, so that every response has max_new_tokens tokens."""
+    max_rows: PositiveInt = 512
+    """Completions decoded at once; a matter of memory and speed only."""
 
 
 @dataclass(frozen=True, config=_strict)
@@ -119,7 +124,7 @@ class OptimizerConfig:
     warmup_start: UnitFloat = 0.1
     """Share of the peak rate at step 0 where there is a warm-up."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """What follows the warm-up; linear and cosine end at 0 at the last step."""
+    """What follows the warm-up; linear and cosine fall and would reach 0 one step after the last."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradients with a larger Euclidean norm are scaled down to it."""
 
@@ -170,6 +175,8 @@ class TrainConfig:
     """Task names; problems are dealt evenly."""
     objective: str = "task_reward"
     """Regime: a constructor of bsharp.algorithm.objectives with its arguments, e.g. tilted(alpha=2,beta_inv=100)."""
+    difficulties: tuple[Annotated[int, Field(ge=1, le=3)], ...] = ()
+    """Difficulties (1 to 3, the size of the numbers) of the embedded tasks' problems; none named means all."""
     seed: NonNegativeInt = 0
     """Run seed; every random stream is derived from it."""
     steps: PositiveInt = 30
@@ -184,8 +191,6 @@ class TrainConfig:
     """Steps between checkpoints from which a killed run resumes."""
     threads: PositiveInt = 1
     """CPU threads of torch; part of the config because sums depend on it in the last bit."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the policy's weights."""
     device: str = "cpu"
     """Torch device."""
 
@@ -198,6 +203,8 @@ class CompareConfig:
     """Hub name or local folder of a causal LM, or embedded:tiny."""
     tasks: tuple[str, ...] = ("math_mini", "gsm8k_lite")
     """Task names."""
+    difficulties: tuple[Annotated[int, Field(ge=1, le=3)], ...] = ()
+    """Difficulties (1 to 3, the size of the numbers) of the embedded tasks' problems; none named means all."""
     regimes: tuple[str, ...] = DEFAULT_REGIMES
     """Regimes, each `constructor`, `constructor(argument=value)` or `name=constructor(argument=value)`."""
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2)
@@ -205,7 +212,8 @@ class CompareConfig:
     steps: PositiveInt = 30
     """Training steps, the same for every regime."""
     learning_rates: Mapping[str, PositiveFloat] = dataclasses.field(default_factory=dict)
-    """Learning rate by regime name where it differs from optimizer.learning_rate (what --tune writes)."""
+    """Learning rate by regime name where it differs from optimizer.learning_rate. Left empty with the embedded model and
+    an unchanged optimizer, the rates that --tune chose for its regimes are used, and recorded."""
     sampling: SamplingConfig = SamplingConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -217,8 +225,6 @@ class CompareConfig:
     """Rows per forward and backward pass."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Parallel training processes of one thread each; 0 means one per CPU core, and the number used is recorded."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the policy's weights."""
     device: str = "cpu"
     """Torch device."""
 
@@ -231,7 +237,7 @@ class PretrainConfig:
     """Size of the model: about 0.45 or 2.4 million parameters."""
     corpus: str | None = None
     """TOML file of the corpus mixture; none means the one inside the package."""
-    steps: PositiveInt = 3000
+    steps: PositiveInt = 4000
     """Optimizer steps."""
     documents_per_step: PositiveInt = 64
     """Documents (prompt and response) per step."""

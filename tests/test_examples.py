@@ -43,7 +43,7 @@ def test_the_readme_code_runs_line_by_line(monkeypatch: pytest.MonkeyPatch, caps
         return {"verdict": {"sentence": "gain"}, "regimes": {"task_reward": {"delta": {"estimate": 0.5}}}}
 
     monkeypatch.setattr(bsharp, "compare", compare, raising=False)
-    exec(compile(code[1], "README.md", "exec"), {})  # the README is ours
+    exec(compile(code[1], "README.md", "exec"), {"__name__": "__main__"})  # the README is ours
     assert asked[0].regimes == ("task_reward", "sharpening")
     assert "gain" in capsys.readouterr().out
 

@@ -47,8 +47,8 @@ def parse_objective(spec: str) -> tuple[str, Objective]:
         )
     constructor = match[2]
     name = constructor if match[1] is None else match[1].strip()
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
-        raise ValueError(f"regime name {name!r} cannot be used; begin with a letter, then letters, digits, _ or -")
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_.+-]*", name):
+        raise ValueError(f"regime name {name!r} cannot be used; begin with a letter, then letters, digits and _.+-")
     if constructor not in CONSTRUCTORS:
         raise ValueError(f"unknown regime {constructor!r}; {suggest(constructor, list(CONSTRUCTORS))}")
     arguments = _parse_arguments(spec, constructor, match[3] or "")

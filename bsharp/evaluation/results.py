@@ -29,6 +29,7 @@ _TRACES = {
     "mean_length": "completions/mean_length",
     "truncation_rate": "completions/clipped_ratio",
 }
+_NULL_IS_NOT_FINITE = ("entropy", "kl", "grad_norm")
 
 
 @dataclass(frozen=True)
@@ -40,16 +41,19 @@ class RegimeRecords:
     learning_rate: float
     last: Sequence[Sequence[Record]]  # evaluation records of the last checkpoint
     metrics: Sequence[Sequence[Mapping[str, Any]]]  # rows of metrics.jsonl in order of steps
+    last_steps: Sequence[int]  # the step whose weights `last` is about
+    stopped: Sequence[str | None]  # why a run ended early; its weights were put back to the checkpoint of last_steps
     validation_samples: int  # problems × completions behind each validation accuracy in `metrics`
     validation_last: Sequence[Sequence[Record]] | None = None  # the last checkpoint's, for the choice in the verdict
     best: Sequence[Sequence[Record]] | None = None  # evaluation records of the best checkpoint by validation
-    best_steps: Sequence[int] | None = None
+    best_steps: Sequence[int | None] | None = None  # None: stopped before its first check; `best` then holds `last`
 
     def __post_init__(self) -> None:
         if (self.best is None) != (self.best_steps is None):
             raise ValueError(f"{self.objective}: best and best_steps belong together; give both or neither")
-        parts = {"last": self.last, "metrics": self.metrics, "validation_last": self.validation_last}
-        for name, part in (parts | {"best": self.best, "best_steps": self.best_steps}).items():
+        names = ("last", "metrics", "last_steps", "stopped", "validation_last", "best", "best_steps")
+        for name in names:
+            part = getattr(self, name)
             if part is not None and len(part) != len(self.seeds):
                 raise ValueError(
                     f"{self.objective}: {name} has {len(part)} entries for {len(self.seeds)} seeds; give one per seed"
@@ -62,13 +66,11 @@ def build_results(
     config: Mapping[str, Any],
     manifest: Mapping[str, Any],
     choices_using_labels: Sequence[str],
-    base_validation_accuracy: float | None = None,
 ) -> dict[str, Any]:
     """The content of results.json, checked against its schema (docs/results-schema.md).
 
-    Regimes keep the order and the names they are given in. `base_validation_accuracy` (share) is the validation check
-    before training that the stability rule starts from. Raises ValueError where records are incomplete, regimes
-    have other problems than the base, or regimes differ in their seeds.
+    Regimes keep the order and the names they are given in. Raises ValueError where records are incomplete, regimes have
+    other problems than the base, regimes differ in their seeds, or the objective of task_reward has no task reward.
     """
     if len({tuple(regime.seeds) for regime in regimes.values()}) > 1:
         listed = ", ".join(f"{name} {list(regime.seeds)}" for name, regime in regimes.items())
@@ -78,9 +80,7 @@ def build_results(
     results = {
         "schema_version": SCHEMA_VERSION,
         "base": summarize_figures(base, None),
-        "regimes": {
-            name: _regime(regime, figures[name], base, base_validation_accuracy) for name, regime in regimes.items()
-        },
+        "regimes": {name: _regime(regime, figures[name], base) for name, regime in regimes.items()},
         "differences": _differences(list(figures.values())),
         "verdict": _verdict(figures, regimes),
         "choices_using_labels": list(choices_using_labels),
@@ -94,33 +94,30 @@ def build_results(
 def seed_trace(
     metrics: Sequence[Mapping[str, Any]],
     final_accuracy: float,
-    base_validation_accuracy: float | None = None,
     checks: int | None = None,
+    stopped: str | None = None,
 ) -> SeedTrace:
-    """One seed's metrics rows as the series that the stability rule reads.
+    """One seed's metrics rows, the check before training (step 0) included, as the series that the stability rule reads.
 
-    A run that was stopped early has fewer than `checks` validation checks; its last one stands for those it missed. A
-    gradient norm of null was not finite; other nulls are steps without a value and are left out.
+    A run that was `stopped` early, and why, has fewer than `checks` validation checks; its last one stands for those it
+    missed, NaN if it had none. A null of the gradient norm, the entropy or the KL was not finite: NaN; of the lengths
+    it is a step without a value, left out, as is a row that lacks the key.
     """
     validation = [row["validation/accuracy"] for row in metrics if row.get("validation/accuracy") is not None]
-    if validation and checks:
-        validation += [validation[-1]] * (checks - len(validation))
-    if base_validation_accuracy is not None:
-        validation.insert(0, base_validation_accuracy)
+    if checks:
+        validation += (validation[-1:] or [math.nan]) * (checks - len(validation))
     series = {
         name: [
             math.nan if row[key] is None else row[key]
             for row in metrics
-            if key in row and (name == "grad_norm" or row[key] is not None)
+            if key in row and (name in _NULL_IS_NOT_FINITE or row[key] is not None)
         ]
         for name, key in _TRACES.items()
     }
-    return SeedTrace(final_accuracy, validation_accuracy=validation, **series)
+    return SeedTrace(final_accuracy, validation_accuracy=validation, stopped=stopped, **series)
 
 
-def _regime(
-    regime: RegimeRecords, figures: ProblemFigures, base: ProblemFigures, base_validation_accuracy: float | None
-) -> dict[str, Any]:
+def _regime(regime: RegimeRecords, figures: ProblemFigures, base: ProblemFigures) -> dict[str, Any]:
     summary = summarize_figures(figures, base)
     best = None
     if regime.best is not None and regime.best_steps is not None:
@@ -136,7 +133,9 @@ def _regime(
         "label_free": _label_free(regime),
         "learning_rate": regime.learning_rate,
         "seeds": list(regime.seeds),
-        "stability": _stability(regime, figures, base_validation_accuracy),
+        "last_steps": list(regime.last_steps),
+        "stopped": list(regime.stopped),
+        "stability": _stability(regime, figures),
         "best_by_validation": best,
     }
 
@@ -145,17 +144,15 @@ def _label_free(regime: RegimeRecords) -> bool:
     return parse_objective(regime.objective)[1].label_free
 
 
-def _stability(
-    regime: RegimeRecords, figures: ProblemFigures, base_validation_accuracy: float | None
-) -> dict[str, Any]:
+def _stability(regime: RegimeRecords, figures: ProblemFigures) -> dict[str, Any]:
     checks = max(sum(row.get("validation/accuracy") is not None for row in rows) for rows in regime.metrics)
     with np.errstate(invalid="ignore"):
         accuracies = [
             float(np.nanmean(row)) if np.isfinite(row).any() else math.nan for row in figures.values["accuracy"]
         ]
     traces = [
-        seed_trace(rows, accuracy, base_validation_accuracy, checks)
-        for rows, accuracy in zip(regime.metrics, accuracies, strict=True)
+        seed_trace(rows, accuracy, checks, stopped)
+        for rows, accuracy, stopped in zip(regime.metrics, accuracies, regime.stopped, strict=True)
     ]
     verdict = judge_stability(
         traces,
@@ -205,6 +202,12 @@ def _verdict(figures: Mapping[str, ProblemFigures], regimes: Mapping[str, Regime
         test_strata=_families(figures[TASK_REWARD], test_kept),
         validation_strata=_families(validation[rivals[0]], validation_kept),
     ).as_json()
+    verdict["sentence"] += "".join(
+        f"; {name}: seed {seed} stopped early, the weights of step {step} are evaluated"
+        for name in (TASK_REWARD, verdict["chosen"])
+        for seed, step, reason in zip(regimes[name].seeds, regimes[name].last_steps, regimes[name].stopped, strict=True)
+        if reason is not None
+    )
     test_left_out, validation_left_out = int((~test_kept).sum()), int((~validation_kept).sum())
     if test_left_out or validation_left_out:
         verdict["sentence"] += (

@@ -126,7 +126,10 @@ class FullSummary(Summary):
 class BestCheckpoint(Summary):
     """Each seed at the checkpoint with the highest validation accuracy."""
 
-    steps: list[int] = Field(description="the chosen step of each seed; the choice used validation labels")
+    steps: list[int | None] = Field(
+        description="the chosen step of each seed; the choice used validation labels; null for a seed that stopped before "
+        "its first check, whose last weights stand here"
+    )
 
 
 class Stability(_Strict):
@@ -146,6 +149,11 @@ class Regime(FullSummary):
     label_free: bool = Field(description="whether the objective gives the task reward no weight")
     learning_rate: float = Field(gt=0, description="peak learning rate")
     seeds: list[int] = Field(min_length=1, description="run seeds")
+    last_steps: list[int] = Field(description="the step whose weights are evaluated as the last ones, by seed")
+    stopped: list[str | None] = Field(
+        description="why a seed's run ended early, its weights then put back to the last good checkpoint, that of "
+        "`last_steps`; null for a seed that ran to its end"
+    )
     stability: Stability = Field(description="how the training went")
     best_by_validation: BestCheckpoint | None = Field(
         description="the same figures at the best checkpoint by validation accuracy; null if it was not evaluated"

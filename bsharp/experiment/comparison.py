@@ -9,15 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from bsharp.algorithm import Objective, parse_objective
-from bsharp.config import CompareConfig, ConfigError, TrainConfig, as_dict
+from bsharp.config import (
+    EMBEDDED_MODEL,
+    SHIPPED_LEARNING_RATES,
+    CompareConfig,
+    ConfigError,
+    OptimizerConfig,
+    TrainConfig,
+    as_dict,
+)
 from bsharp.evaluation import RegimeRecords, build_results
 from bsharp.experiment.jobs import Event, Job, is_complete, run_jobs
 from bsharp.experiment.run import check_same_run
-from bsharp.experiment.setup import load_tasks
-from bsharp.models.loading import load_language_model, weights_hash
+from bsharp.experiment.setup import build_workbench, check_comparable, check_runnable, objective_of
 from bsharp.reporting import results_markdown
 from bsharp.runlog import RunDirectory, manifest
-from bsharp.training import check_trainable
 
 __all__ = ["compare", "plan_jobs", "regimes_of"]
 
@@ -36,23 +42,40 @@ def compare(
     where config, base and code are equal; ConfigError shows the difference otherwise. Nothing is deleted.
     """
     regimes = regimes_of(config)
-    load_tasks(config.tasks)
-    base = load_language_model(config.model, config.dtype, config.device)
-    config = dataclasses.replace(config, workers=config.workers or (os.cpu_count() or 1))
+    config = dataclasses.replace(
+        config, workers=config.workers or available_cores(), learning_rates=learning_rates_of(config)
+    )
     jobs = plan_jobs(config, regimes, Path(out))
+    bench = build_workbench(config.model, config.tasks, config.difficulties, config.device)
+    check_comparable(config, bench)
     for job in jobs:
-        check_trainable(job.config)
+        check_runnable(job.config, bench)
     run = RunDirectory(out)
-    ours = manifest(weights_hash(base.model))
-    # The number of workers changes when a job runs, not what it computes: each has its own process and one thread.
-    comparable = as_dict(config) | {"workers": "any"}
-    check_same_run(run, comparable, ours)
-    del base
+    check_same_run(run, comparable_config(config), manifest(bench.base_hash))
+    del bench
     todo = [job for job in jobs if not is_complete(job)]
     if on_start:
         on_start(jobs, todo)
     run_jobs(todo, config.workers, on_event or (lambda event: None))
     return write_results(config, run, regimes)
+
+
+def learning_rates_of(config: CompareConfig) -> dict[str, float]:
+    """The rates by regime: those of the config, or the shipped ones for the embedded model's regimes."""
+    if config.learning_rates or config.model != EMBEDDED_MODEL or config.optimizer != OptimizerConfig():
+        return dict(config.learning_rates)
+    shipped = {objective_of(spec): rate for spec, rate in SHIPPED_LEARNING_RATES.items()}
+    return {name: shipped[objective] for name, objective in regimes_of(config).items() if objective in shipped}
+
+
+def comparable_config(config: CompareConfig) -> dict[str, Any]:
+    """The config without the number of workers, which changes when a run is done and not what it computes."""
+    return as_dict(config) | {"workers": "any"}
+
+
+def available_cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def write_results(config: CompareConfig, run: RunDirectory, regimes: Mapping[str, Objective]) -> dict[str, Any]:
@@ -117,6 +140,7 @@ def train_config(config: CompareConfig, name: str, spec: str, seed: int) -> Trai
     return TrainConfig(
         model=config.model,
         tasks=config.tasks,
+        difficulties=config.difficulties,
         objective=spec,
         seed=seed,
         steps=config.steps,
@@ -127,28 +151,25 @@ def train_config(config: CompareConfig, name: str, spec: str, seed: int) -> Trai
         microbatch_rows=config.microbatch_rows,
         checkpoint_every=config.validation.every,
         threads=1,
-        dtype=config.dtype,
         device=config.device,
     )
 
 
 def choices_using_labels(config: CompareConfig) -> list[str]:
     """Every choice that looked at right answers, in words: for a label-free regime that is already a task reward."""
-    choices = [
-        "best checkpoint of each run: highest validation accuracy (shown beside the last checkpoint, which uses no label)",
-        "best sharpening or tempered regime in the verdict: highest validation accuracy of the last checkpoints, "
-        "chosen again in every bootstrap replicate",
-    ]
-    if config.learning_rates:
-        rates = ", ".join(f"{name} {rate:g}" for name, rate in config.learning_rates.items())
+    choices = ["the best checkpoint of each run: validation accuracy (the last checkpoint uses no label)"]
+    if any(not objective.label_free for objective in regimes_of(config).values()):
         choices.append(
-            f"learning rates by regime ({rates}): highest validation accuracy over the same grid for every regime"
+            "the best label-free regime in the verdict: validation accuracy of last checkpoints, chosen again in every "
+            "bootstrap replicate"
         )
+    rates = "".join(f"{name} {rate:g}, " for name, rate in config.learning_rates.items())
+    rates = f"{rates}{'other regimes ' if rates else ''}{config.optimizer.learning_rate:g}"
+    unset = dataclasses.replace(config, learning_rates={})
+    if config.model == EMBEDDED_MODEL and learning_rates_of(unset) == dict(config.learning_rates):
+        choices.append(f"the shipped learning rates ({rates}): validation accuracy over one grid for every regime")
     else:
-        choices.append(
-            f"the common learning rate {config.optimizer.learning_rate:g}: the shipped one was chosen by validation accuracy "
-            "over the same grid for every regime (`bsharp compare --tune`)"
-        )
+        choices.append(f"the learning rates of this run ({rates}): by whoever set them, perhaps with labels")
     return choices
 
 
@@ -167,4 +188,6 @@ def _collect(config: CompareConfig, run: RunDirectory, name: str, spec: str) -> 
         validation_last=[list(folder.rows("validation_last.jsonl")) for folder in folders],
         best=best,
         best_steps=[item["best_step"] for item in complete],
+        last_steps=[item["last_step"] for item in complete],
+        stopped=[item["stopped"] for item in complete],
     )

@@ -52,15 +52,15 @@ class JobFailed(RuntimeError):
 
 
 def is_complete(job: Job) -> bool:
-    """Whether the job's directory holds a finished run (of whatever config: `run_jobs` checks that)."""
+    """Whether the job's directory holds a finished run; that it is one of this config follows from the comparison's own."""
     return (Path(job.folder) / "complete.json").exists()
 
 
 def run_jobs(jobs: Sequence[Job], workers: int, on_event: Callable[[Event], None]) -> None:
     """Do what is not complete yet, `workers` at a time, in processes of `config.threads` threads each.
 
-    Raises ConfigError where a job's directory belongs to another run, JobFailed with the reason of the first failure
-    after the other running jobs have ended. What was finished or checkpointed before stays, and is used next time.
+    Raises ConfigError where a job's directory belongs to another run, JobFailed with the reason of the first failure; the
+    other workers are stopped then. What was finished or checkpointed before stays, and is used next time.
     """
     if not jobs:
         return
@@ -79,9 +79,12 @@ def run_jobs(jobs: Sequence[Job], workers: int, on_event: Callable[[Event], None
                 raise kind(f"{futures[future].name}: {detail}") from failure
         _drain(events, on_event)
     finally:
+        workers_left = list((getattr(pool, "_processes", None) or {}).values())
         pool.shutdown(wait=False, cancel_futures=True)
-        for process in list((getattr(pool, "_processes", None) or {}).values()):
+        for process in workers_left:
             process.terminate()
+        events.cancel_join_thread()
+        events.close()
 
 
 def _as_completed(futures: Iterable[Future[None]], between: Callable[[], None]) -> Iterator[Future[None]]:
@@ -118,7 +121,7 @@ def _run_job(job: Job) -> None:
         return
     config = job.config
     set_threads(config.threads)
-    bench = build_workbench(config.model, config.tasks, config.dtype, config.device)
+    bench = build_workbench(config.model, config.tasks, config.difficulties, config.device)
     best_step, stopped, last_step = None, None, 0
     policy = bench.base
     if job.trains:
@@ -137,23 +140,39 @@ def _run_job(job: Job) -> None:
         run.write_json("manifest.json", manifest(bench.base_hash))
     summary: dict[str, Any] = {"last_step": last_step, "best_step": best_step, "stopped": stopped}
     validation = validation_config(config, job.final_validation_samples)
-    run.write_rows("validation_last.jsonl", _records(job, bench, policy, validation, quiet=True))
+    run.write_rows("validation_last.jsonl", _records(job, bench, policy, validation, last_step, quiet=True))
     if job.evaluation is not None:
-        run.write_rows("records_last.jsonl", _records(job, bench, policy, job.evaluation))
+        run.write_rows("records_last.jsonl", _records(job, bench, policy, job.evaluation, last_step))
         if best_step is not None and best_step != last_step:
-            best = load_language_model(str(run.path / "best"), config.dtype, config.device)
-            run.write_rows("records_best.jsonl", _records(job, bench, best, job.evaluation))
+            best = load_language_model(str(run.path / "best"), device=config.device)
+            run.write_rows("records_best.jsonl", _records(job, bench, best, job.evaluation, best_step, "best"))
     run.write_json("complete.json", summary | {"seconds": time.perf_counter() - started})
     _events.put(Event(job.name, "complete", 1, 1))
 
 
 def _records(
-    job: Job, bench: Workbench, policy: LanguageModel, config: EvaluationConfig, quiet: bool = False
+    job: Job,
+    bench: Workbench,
+    policy: LanguageModel,
+    config: EvaluationConfig,
+    step: int,
+    checkpoint: str = "last",
+    quiet: bool = False,
 ) -> list[Record]:
     def on_progress(done: int, total: int) -> None:
         if not quiet:
             _events.put(Event(job.name, "evaluating", done, total))
 
-    base = None if policy is bench.base else bench.base
-    generator = decoder_for(policy, config.max_rows)
-    return evaluate(policy, generator, base, list(bench.tasks.values()), bench.rewards, config, on_progress)
+    is_base = policy is bench.base
+    return evaluate(
+        policy,
+        decoder_for(policy, config.max_rows, policy_version=step),
+        None if is_base else bench.base,
+        list(bench.tasks.values()),
+        bench.rewards,
+        config,
+        on_progress,
+        microbatch_rows=job.config.microbatch_rows,
+        is_base=is_base,
+        checkpoint=checkpoint,
+    )

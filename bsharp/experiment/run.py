@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bsharp.algorithm import parse_objective
 from bsharp.config import ConfigError, EvaluationConfig, TrainConfig, as_dict
 from bsharp.evaluation import evaluate
-from bsharp.experiment.setup import Workbench, build_workbench, decoder_for, set_threads
-from bsharp.models.loading import LanguageModel, clone_model, load_language_model
+from bsharp.experiment.setup import (
+    Workbench,
+    build_workbench,
+    check_evaluation,
+    check_runnable,
+    decoder_for,
+    objective_of,
+    set_threads,
+)
+from bsharp.models.loading import LanguageModel, clone_model, load_language_model, weights_hash
 from bsharp.runlog import RunDirectory, differences, manifest
 from bsharp.training import Progress, Watcher, train_policy
 
@@ -31,17 +39,26 @@ def train(
     different one it is left alone, and ConfigError shows the difference.
     """
     set_threads(config.threads)
-    bench = workbench or build_workbench(config.model, config.tasks, config.dtype, config.device)
-    _, objective = parse_objective(config.objective)
+    bench = workbench or build_workbench(config.model, config.tasks, config.difficulties, config.device)
+    check_runnable(config, bench)
+    objective = objective_of(config.objective)
     run = RunDirectory(out)
     check_same_run(run, as_dict(config), manifest(bench.base_hash))
     policy = clone_model(bench.base)
     policy.model.requires_grad_(True)
-    generator = decoder_for(policy)
+    generator = decoder_for(policy, config.sampling.max_rows)
 
     def validate(model: LanguageModel, step: int) -> Mapping[str, float]:
         check = validation_config(config, config.validation.samples)
-        records = evaluate(model, generator, bench.base, list(bench.tasks.values()), bench.rewards, check)
+        records = evaluate(
+            model,
+            generator,
+            bench.base,
+            list(bench.tasks.values()),
+            bench.rewards,
+            check,
+            microbatch_rows=config.microbatch_rows,
+        )
         return validation_metrics(records)
 
     progress = train_policy(
@@ -54,14 +71,31 @@ def evaluate_model(
     model: str,
     tasks: Sequence[str],
     config: EvaluationConfig,
+    out: str | Path,
     base: str | None = None,
+    difficulties: Sequence[int] = (),
     threads: int = 1,
+    device: str = "cpu",
     on_progress: Callable[[int, int], None] | None = None,
-) -> tuple[list[Record], Workbench]:
-    """Records of `model` on `tasks`; with `base` given, log-probabilities under it stand beside the model's own."""
+) -> list[Record]:
+    """Records of `model` on `tasks`, also written to `out`/records.jsonl with config and manifest.
+
+    With `base` given its log-probabilities stand beside the model's own, for KL and correlation. A directory that holds
+    something else is refused. Raises ConfigError where the base has another vocabulary than the model.
+    """
     set_threads(threads)
-    bench = build_workbench(base or model, tasks)
-    policy = bench.base if base is None else load_language_model(model)
+    bench = build_workbench(base or model, tasks, difficulties, device)
+    check_evaluation(config, bench)
+    policy = bench.base if base is None else load_language_model(model, device=device)
+    if policy.tokenizer.get_vocab() != bench.base.tokenizer.get_vocab():
+        raise ConfigError(
+            f"model = {model!r} and base = {base!r} have different vocabularies, so no log-probability can be compared; "
+            "name the base the model was tuned from"
+        )
+    run = RunDirectory(out)
+    settings = {"model": model, "base": base, "tasks": list(tasks), "difficulties": list(difficulties)}
+    ours = manifest(bench.base_hash, policy_weights=weights_hash(policy.model))
+    check_same_run(run, settings | {"evaluation": as_dict(config)}, ours)
     records = evaluate(
         policy,
         decoder_for(policy, config.max_rows),
@@ -71,7 +105,8 @@ def evaluate_model(
         config,
         on_progress,
     )
-    return records, bench
+    run.write_rows("records.jsonl", records)
+    return records
 
 
 def check_same_run(run: RunDirectory, config: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
@@ -80,8 +115,8 @@ def check_same_run(run: RunDirectory, config: Mapping[str, Any], ours: Mapping[s
     if there is None:
         if any(path.suffix == ".jsonl" for path in run.path.iterdir()):
             raise ConfigError(f"{run.path} holds records but no config.json; choose another directory")
-        run.write_json("config.json", config)
         run.write_json("manifest.json", ours)
+        run.write_json("config.json", config)
         return
     lines = differences(config, there)
     lines += differences(ours["identity"], run.read_json("manifest.json")["identity"], "manifest.")
@@ -91,11 +126,11 @@ def check_same_run(run: RunDirectory, config: Mapping[str, Any], ours: Mapping[s
 
 
 def validation_metrics(records: Sequence[Record]) -> dict[str, float]:
-    """Accuracy (share of graded completions that are correct) and KL to the base on validation problems."""
-    rewards = [record["reward"] for record in records if record["reward"] is not None and not record["greedy"]]
-    kl = [record["logprob"] - record["base_logprob"] for record in records if not record["greedy"]]
+    """Mean reward of the graded completions (NaN where none could be graded) and KL to the base, on validation problems."""
+    rewards = [record["reward"] for record in records if record["reward"] is not None]
+    kl = [record["logprob"] - record["base_logprob"] for record in records]
     return {
-        "validation/accuracy": sum(rewards) / len(rewards) if rewards else 0.0,
+        "validation/accuracy": sum(rewards) / len(rewards) if rewards else math.nan,
         "validation/kl(policy||base)/k1_nats_per_sequence": sum(kl) / len(kl),
     }
 
@@ -110,4 +145,5 @@ def validation_config(config: TrainConfig, samples: int) -> EvaluationConfig:
         fixed_length=config.sampling.fixed_length,
         greedy=False,
         split="validation",
+        max_rows=config.sampling.max_rows,
     )

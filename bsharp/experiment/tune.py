@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bsharp.config import CompareConfig, as_dict
-from bsharp.experiment.comparison import plan_jobs, regimes_of
+from bsharp.config import CompareConfig
+from bsharp.experiment.comparison import available_cores, comparable_config, plan_jobs, regimes_of
 from bsharp.experiment.jobs import Event, Job, is_complete, run_jobs
-from bsharp.experiment.run import check_same_run
-from bsharp.models.loading import load_language_model, weights_hash
+from bsharp.experiment.run import check_same_run, validation_metrics
+from bsharp.experiment.setup import build_workbench, check_runnable
 from bsharp.runlog import RunDirectory, manifest
 
 __all__ = ["LEARNING_RATE_GRID", "tune"]
@@ -29,43 +28,71 @@ def tune(
 ) -> dict[str, Any]:
     """Train every regime × rate × seed, touch no test problem, and return (and write tune.json) what to choose.
 
-    For each regime and rate: the validation accuracy of the last checkpoint, mean over seeds, with each seed's value.
-    `chosen` holds the rate of the highest mean per regime, `common` the rate of the highest mean of task_reward alone
-    (or of the first regime), for those who want one rate for all.
+    For each regime and rate: the validation accuracy of the last checkpoint by seed, and `stopped`, the seeds that
+    blew up and were put back to an earlier checkpoint. `chosen` is the rate of the highest mean per regime among those
+    at which no seed was stopped (null where every rate was); `common` the rate with the highest mean over all regimes.
     """
     regimes = regimes_of(config)
-    config = dataclasses.replace(config, workers=config.workers or (os.cpu_count() or 1), learning_rates={})
-    run = RunDirectory(out)
-    ours = manifest(weights_hash(load_language_model(config.model, config.dtype, config.device).model))
-    check_same_run(run, as_dict(config) | {"workers": "any", "learning_rate_grid": list(grid)}, ours)
+    config = dataclasses.replace(config, workers=config.workers or available_cores(), learning_rates={})
+    bench = build_workbench(config.model, config.tasks, config.difficulties, config.device)
     jobs: list[Job] = []
     for rate in grid:
         at_rate = dataclasses.replace(config, learning_rates=dict.fromkeys(regimes, rate))
         jobs += [
             dataclasses.replace(job, name=f"{job.name} at {rate:g}", evaluation=None)
-            for job in plan_jobs(at_rate, regimes, run.path / f"rate_{rate:g}")
+            for job in plan_jobs(at_rate, regimes, Path(out) / f"rate_{rate:g}")
             if job.trains
         ]
+    for job in jobs:
+        check_runnable(job.config, bench)
+    run = RunDirectory(out)
+    check_same_run(run, comparable_config(config) | {"learning_rate_grid": list(grid)}, manifest(bench.base_hash))
+    del bench
     todo = [job for job in jobs if not is_complete(job)]
     if on_start:
         on_start(jobs, todo)
     run_jobs(todo, config.workers, on_event or (lambda event: None))
-    accuracies = {
-        name: {
-            f"{rate:g}": [
-                _accuracy(RunDirectory(run.path / f"rate_{rate:g}" / name / f"seed_{seed}")) for seed in config.seeds
-            ]
-            for rate in grid
-        }
-        for name in regimes
-    }
-    chosen = {name: max(grid, key=lambda rate: sum(accuracies[name][f"{rate:g}"])) for name in regimes}
-    first = "task_reward" if "task_reward" in regimes else next(iter(regimes))
-    result = {"grid": list(grid), "accuracy": accuracies, "chosen": chosen, "common": chosen[first]}
+    result = _summary(config, run, list(regimes), grid)
     run.write_json("tune.json", result)
     return result
 
 
-def _accuracy(run: RunDirectory) -> float:
-    rewards = [row["reward"] for row in run.rows("validation_last.jsonl") if row["reward"] is not None]
-    return sum(rewards) / len(rewards) if rewards else 0.0
+def _summary(config: CompareConfig, run: RunDirectory, names: Sequence[str], grid: Sequence[float]) -> dict[str, Any]:
+    accuracy: dict[str, dict[str, list[float]]] = {}
+    stopped: dict[str, dict[str, list[int]]] = {}
+    for name in names:
+        folders = {
+            f"{rate:g}": [RunDirectory(run.path / f"rate_{rate:g}" / name / f"seed_{seed}") for seed in config.seeds]
+            for rate in grid
+        }
+        accuracy[name] = {
+            rate: [
+                validation_metrics(list(seed.rows("validation_last.jsonl")))["validation/accuracy"] for seed in seeds
+            ]
+            for rate, seeds in folders.items()
+        }
+        stopped[name] = {
+            rate: [
+                seed
+                for seed, folder in zip(config.seeds, seeds, strict=True)
+                if folder.read_json("complete.json")["stopped"]
+            ]
+            for rate, seeds in folders.items()
+        }
+
+    def mean(name: str, rate: float) -> float:
+        return sum(accuracy[name][f"{rate:g}"]) / len(config.seeds)
+
+    sound = {name: [rate for rate in grid if not stopped[name][f"{rate:g}"]] for name in names}
+    return {
+        "grid": list(grid),
+        "seeds": list(config.seeds),
+        "accuracy": accuracy,
+        "stopped": stopped,
+        "chosen": {name: max(sound[name], key=lambda rate: mean(name, rate), default=None) for name in names},
+        "common": max(
+            (rate for rate in grid if all(rate in sound[name] for name in names)),
+            key=lambda rate: sum(mean(name, rate) for name in names),
+            default=None,
+        ),
+    }

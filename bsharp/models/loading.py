@@ -61,7 +61,7 @@ def load_language_model(name_or_path: str, dtype: str = "float32", device: str =
         model = AutoModelForCausalLM.from_pretrained(
             path, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a folder from elsewhere may be broken in any way; it must cost one line
         reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
         kind = "the local folder" if Path(path).exists() else "the Hugging Face hub or a local folder"
         raise ConfigError(
@@ -76,7 +76,12 @@ def load_language_model(name_or_path: str, dtype: str = "float32", device: str =
             "set eos_token_id in its generation_config.json, or no response could ever end"
         )
     pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos_token_ids[0]
-    return LanguageModel(model.to(device).eval(), tokenizer, eos_token_ids, int(pad_token_id), name_or_path)
+    try:
+        model = model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"device = {device!r} cannot be used: {reason}; choose cpu, or a device torch sees") from None
+    return LanguageModel(model.eval(), tokenizer, eos_token_ids, int(pad_token_id), name_or_path)
 
 
 def save_language_model(language_model: LanguageModel, folder: str | Path) -> None:
@@ -101,7 +106,7 @@ def weights_hash(model: torch.nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype};".encode())
-        digest.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -121,7 +121,7 @@ def _delta(summary: Mapping[str, Any]) -> str:
 
 
 def _steps(summary: Mapping[str, Any]) -> str:
-    return ", ".join(str(step) for step in summary["steps"])
+    return ", ".join(MISSING if step is None else str(step) for step in summary["steps"])
 
 
 def _stability_word(summary: Mapping[str, Any]) -> str:
@@ -279,10 +279,13 @@ def _roles(results: Results) -> list[str]:
 
 
 def table_svg(results: Results, width: int = DEFAULT_WIDTH, title: str = "bsharp compare") -> str:
-    """`results_view` as an SVG picture of a terminal."""
+    """The table of last checkpoints and the verdict as an SVG picture of a terminal, with no reference to the network."""
     console = Console(record=True, width=width, file=io.StringIO(), force_terminal=True, color_system="truecolor")
-    print_results(results, console)
-    return console.export_svg(title=title)
+    console.print(results_table(results, width))
+    console.print()
+    console.print(Text(plain_text(results["verdict"]["sentence"]), style="bold"))
+    # rich names a web font; a monospace font of the reader's own machine serves as well.
+    return re.sub(r"@font-face\s*\{.*?\}", "", console.export_svg(title=title), flags=re.DOTALL)
 
 
 # --------------------------------------------------------------------------------------------------------- notes
@@ -308,12 +311,12 @@ def _notes(results: Results) -> list[str]:
     ungraded = sum(row.summary["counts"]["ungraded_samples"] for row in _rows(results))
     if ungraded:
         notes.append(f"{ungraded} samples could not be graded (timeout or error); they count in no accuracy.")
-    flagged = [
-        f"{plain_text(row.name)}: {plain_text(row.summary['accuracy']['note'])}"
-        for row in _rows(results)
-        if row.summary["accuracy"].get("note") and row.name != BASE
-    ]
-    notes += flagged
+    flagged: dict[str, list[str]] = {}
+    for row in _rows(results):
+        note = row.summary["accuracy"].get("note")
+        if note and row.name != BASE:
+            flagged.setdefault(plain_text(note), []).append(plain_text(row.name))
+    notes += [f"{note} ({', '.join(names)})." for note, names in flagged.items()]
     if results["choices_using_labels"]:
         notes.append(
             "Choices that used labels: " + "; ".join(plain_text(c) for c in results["choices_using_labels"]) + "."

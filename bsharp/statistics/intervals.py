@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, special
 
 __all__ = [
+    "ONE_SEED",
     "Estimate",
     "bootstrap_interval",
     "format_share",
@@ -23,6 +24,7 @@ __all__ = [
 
 Array = NDArray[np.float64]
 POOLED_STRATA = "a stratum has one problem: resampled without strata"
+ONE_SEED = "one seed: the interval covers problems only"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,7 @@ def problem_and_seed_interval(
     unit: str = "share",
     strata: Sequence[Hashable] | None = None,
     bounds: tuple[float, float] | None = None,
+    share_difference: bool = False,
     replicates: int = 2000,
 ) -> Estimate:
     """The mean over problems and seeds with an interval for new problems AND new seeds.
@@ -96,8 +99,11 @@ def problem_and_seed_interval(
 
     `strata` (P,) labels families or tasks whose numbers of problems are fixed by design: resampling stays within them. A
     stratum of one problem cannot show its variance; all problems are then resampled together and the note says so.
-    `bounds` are the range of a bounded figure: the interval is cut to it, and where every value sits on one bound the other
-    end is the exact 1 - ((1 - level)/2)^(1/P). One problem: seeds only, or undefined, with a note.
+    `bounds` are the range of a bounded figure: the interval is cut to it, and its upper end is never nearer to the lower
+    bound (its lower end to the upper bound) than 1 - ((1 - level)/2)^(1/P) of the range. That is the share of problems off
+    a bound of which P problems would show none with probability (1 - level)/2: the end where every value sits on the
+    bound. `share_difference` says that the values are differences of two shares: where all are 0, the ends are plus
+    and minus that share. One problem: seeds only, or undefined, with a note.
     NaN or infinite values raise ValueError: leave such problems out and say so.
     """
     _check_level(level)
@@ -105,9 +111,13 @@ def problem_and_seed_interval(
     problems = table.shape[1]
     means = table.mean(axis=0)
     estimate = float(means.mean())
-    notes = ["one seed: the interval covers problems only"] if seeds == 1 else []
+    notes = [ONE_SEED] if seeds == 1 else []
+    unseen = 1.0 - ((1.0 - level) / 2.0) ** (1.0 / problems)
+    if share_difference and not table.any():
+        notes.append("no problem changed; the ends cover problems not seen")
+        return Estimate(0.0, -unseen, unseen, problems, unit, "; ".join(notes))
     if bounds is not None and (np.all(table == bounds[0]) or np.all(table == bounds[1])):
-        return _at_the_bound(estimate, problems, level, unit, bounds, notes)
+        return _at_the_bound(estimate, problems, unseen, unit, bounds, notes)
     seed_error = _seed_standard_error(table.mean(axis=1)) if seeds > 1 else 0.0
     if problems == 1:
         if seeds < 2:
@@ -122,6 +132,10 @@ def problem_and_seed_interval(
     low, high = _convolved_quantiles(deviations, seed_error, max(seeds - 1, 1), level)
     low, high = estimate + low, estimate + high
     if bounds is not None:
+        reach = unseen * (bounds[1] - bounds[0])
+        if high < bounds[0] + reach or low > bounds[1] - reach:
+            notes.append("near the bound: the other end covers problems not seen")
+        low, high = min(low, bounds[1] - reach), max(high, bounds[0] + reach)
         low, high = max(low, bounds[0]), min(high, bounds[1])
     return Estimate(estimate, low, high, problems, unit, "; ".join(notes))
 
@@ -134,6 +148,7 @@ def paired_difference(
     level: float = 0.95,
     unit: str = "share",
     strata: Sequence[Hashable] | None = None,
+    share_difference: bool = False,
     replicates: int = 2000,
 ) -> Estimate:
     """Mean of treated - control on the same problems, with the interval of `problem_and_seed_interval`.
@@ -146,7 +161,13 @@ def paired_difference(
             f"paired_difference needs the same problems and seeds on both sides, got shapes {first.shape} and {second.shape}"
         )
     return problem_and_seed_interval(
-        first - second, rng=rng, level=level, unit=unit, strata=strata, replicates=replicates
+        first - second,
+        rng=rng,
+        level=level,
+        unit=unit,
+        strata=strata,
+        share_difference=share_difference,
+        replicates=replicates,
     )
 
 
@@ -296,10 +317,10 @@ def _convolved_quantiles(deviations: Array, error: float, freedom: int, level: f
 
 
 def _at_the_bound(
-    estimate: float, problems: int, level: float, unit: str, bounds: tuple[float, float], notes: list[str]
+    estimate: float, problems: int, unseen: float, unit: str, bounds: tuple[float, float], notes: list[str]
 ) -> Estimate:
     # If a share q of all problems were off the bound, P problems would all sit on it with probability (1 - q)^P.
-    reach = (bounds[1] - bounds[0]) * (1.0 - ((1.0 - level) / 2.0) ** (1.0 / problems))
+    reach = (bounds[1] - bounds[0]) * unseen
     low, high = (bounds[0], bounds[0] + reach) if estimate == bounds[0] else (bounds[1] - reach, bounds[1])
-    notes = [*notes, "every value is at the bound: the other end is exact for problems not seen"]
+    notes = [*notes, "every value is at the bound: the other end covers problems not seen"]
     return Estimate(estimate, low, high, problems, unit, "; ".join(notes))

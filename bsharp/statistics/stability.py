@@ -35,6 +35,7 @@ class SeedTrace:
     grad_norm: Sequence[float] = ()  # Euclidean, before clipping
     mean_length: Sequence[float] = ()  # tokens
     truncation_rate: Sequence[float] = ()  # share of completions cut at the token limit
+    stopped: str | None = None  # why the run ended before its last step; None if it did not
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ def judge_stability(
     when it exceeds z · √(2 p(1 - p)/N), p their mean, z the normal quantile of `false_alarm` divided by the number of
     comparisons, and `min_drop`. The thresholds are fields of `StabilityThresholds`, with units and reasons.
 
-    collapsed  in any seed: a recorded value is not finite; or the last check is below `lost_accuracy_ratio` of the best,
+    collapsed  in any seed: the run was stopped early; or a recorded value is not finite; or the last check is below `lost_accuracy_ratio` of the best,
                beyond noise; or entropy at the end is below `collapse_entropy` and the last check is below the best beyond
                noise; or mean length falls below `short_length_ratio` of its start, or truncation rises by
                `truncation_rise`, while the last check is not above the first beyond noise.
@@ -124,6 +125,8 @@ def _collapse(traces: Sequence[SeedTrace], validation_samples: int, _: int, limi
 
 
 def _collapse_of_seed(trace: SeedTrace, seeds: int, samples: int, limits: StabilityThresholds) -> str:
+    if trace.stopped is not None:
+        return f"stopped: {trace.stopped}"
     for name in ("validation_accuracy", "entropy", "kl", "grad_norm", "mean_length", "truncation_rate"):
         if not np.isfinite(np.asarray(getattr(trace, name), dtype=np.float64)).all():
             return f"{name} is not finite"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bsharp.statistics.intervals import Estimate, resample_indices, strata_groups
+from bsharp.statistics.intervals import ONE_SEED, Estimate, resample_indices, strata_groups
 
 __all__ = ["Verdict", "gain_beyond_best"]
 
@@ -29,18 +29,19 @@ class Verdict:
     level: float = 0.95
 
     def sentence(self) -> str:
-        """One sentence; the direction is claimed only where the interval excludes 0."""
+        """One sentence; the direction is claimed only where the interval excludes 0. What `gain.note` says is not in it."""
         interval = f"[{self.gain.low:+.1f}, {self.gain.high:+.1f}]"
-        source = f"(best sharpening: {self.chosen}, chosen on validation)"
-        note = f"; {self.gain.note}" if self.gain.note else ""
+        source = f"(best of {', '.join(self.choice_shares)} on validation: {self.chosen})"
+        if len(self.choice_shares) == 1:
+            source = f"({self.chosen}, the only one)"
         if self.gain.low > 0:
-            return f"gain beyond the best sharpening: {self.gain.estimate:+.1f} points {interval} {source}{note}"
+            return f"gain beyond the best sharpening: {self.gain.estimate:+.1f} points {interval} {source}"
         if self.gain.high < 0:
             return f"sharpening ahead by {-self.gain.estimate:.1f} points: task reward minus the best sharpening " + (
-                f"{self.gain.estimate:+.1f} {interval} {source}{note}"
+                f"{self.gain.estimate:+.1f} {interval} {source}"
             )
         return f"not distinguishable: task reward minus the best sharpening {self.gain.estimate:+.1f} points " + (
-            f"{interval} {source}{note}"
+            f"{interval} {source}"
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -110,7 +111,7 @@ def gain_beyond_best(
         high=estimate + reach,
         n=test.shape[2],
         unit="points",
-        note="one seed: the interval covers problems only" if test.shape[1] == 1 else "",
+        note=ONE_SEED if test.shape[1] == 1 else "",
     )
     shares = np.bincount(choice.ravel(), minlength=len(names)) / choice.size
     return Verdict(names[chosen], gain, dict(zip(names, shares.tolist(), strict=True)), level)

@@ -2,6 +2,7 @@
 
 from bsharp.training.checkpoints import Progress, latest_checkpoint, load_checkpoint, save_checkpoint
 from bsharp.training.loop import Validate, Watcher, check_trainable, train_policy
+from bsharp.training.optimizer import build_optimizer
 from bsharp.training.step import Update, accumulate_gradient, training_step, update_policy
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "Validate",
     "Watcher",
     "accumulate_gradient",
+    "build_optimizer",
     "check_trainable",
     "latest_checkpoint",
     "load_checkpoint",

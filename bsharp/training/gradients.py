@@ -20,23 +20,22 @@ class GradientNoise:
     variance: float  # tr Cov(ĝ), unbiased
     signal_squared: float  # ‖E ĝ‖², unbiased, and so sometimes negative
 
-    @property
-    def signal_to_noise(self) -> float:
-        """‖E ĝ‖² / tr Cov(ĝ). Average numerator and denominator over steps before dividing, not this."""
-        return self.signal_squared / self.variance if self.variance > 0 else float("nan")
 
+def gradient_noise(
+    subbatch_norms_squared: Sequence[float], shares: Sequence[float], norm_squared: float
+) -> GradientNoise:
+    """Noise of a batch gradient ĝ = Σ_s g_s of S independent contributions with the shares p_s of the batch (Σ p_s = 1).
 
-def gradient_noise(subbatch_norms_squared: Sequence[float], norm_squared: float) -> GradientNoise:
-    """Noise of a batch gradient that is the sum of S independent, equally distributed contributions g_s.
+        tr Cov(ĝ) = (Σ_s ‖g_s‖²/p_s − ‖ĝ‖²) / (S − 1),    ‖E ĝ‖² = ‖ĝ‖² − tr Cov(ĝ)
 
-    With ĝ = Σ_s g_s:  tr Cov(ĝ) = S/(S−1) · (Σ_s ‖g_s‖² − ‖ĝ‖²/S),  ‖E ĝ‖² = ‖ĝ‖² − tr Cov(ĝ).
-    Both are unbiased where the g_s are independent with equal means (sub-batches of equally many problems); compare
-    McCandlish et al. 2018, arXiv 1812.06162, appendix A. Raises ValueError for S < 2.
+    Both are unbiased where rows are dealt to the sub-batches at random, so that every mean g_s/p_s estimates the same
+    gradient; compare McCandlish et al. 2018, arXiv 1812.06162, appendix A. Raises ValueError for S < 2.
     """
     count = len(subbatch_norms_squared)
     if count < 2:
         raise ValueError(f"gradient noise needs at least 2 sub-batches, got {count}; raise prompts_per_step")
-    variance = count / (count - 1) * (sum(subbatch_norms_squared) - norm_squared / count)
+    spread = sum(norm / share for norm, share in zip(subbatch_norms_squared, shares, strict=True))
+    variance = (spread - norm_squared) / (count - 1)
     return GradientNoise(norm_squared, variance, norm_squared - variance)
 
 
@@ -52,11 +51,15 @@ class SubbatchGradients:
         self._parameters = parameters
         self._before: Tensor | None = None
         self._norms_squared: list[float] = []
+        self._rows: list[int] = []
 
-    def record(self) -> None:
-        """Call after the backward passes of each sub-batch."""
+    def record(self, rows: int) -> None:
+        """Call after the backward passes of each sub-batch of `rows` rows; one without rows says nothing."""
+        if rows == 0:
+            return
         now = gradient_vector(self._parameters)
         contribution = now if self._before is None else now - self._before
+        self._rows.append(rows)
         self._norms_squared.append(float(contribution.double().square().sum()))
         self._before = now
 
@@ -64,4 +67,5 @@ class SubbatchGradients:
         """The noise of the sum; None with fewer than two sub-batches, where it cannot be known."""
         if len(self._norms_squared) < 2 or self._before is None:
             return None
-        return gradient_noise(self._norms_squared, float(self._before.double().square().sum()))
+        shares = [rows / sum(self._rows) for rows in self._rows]
+        return gradient_noise(self._norms_squared, shares, float(self._before.double().square().sum()))

@@ -26,7 +26,7 @@ from bsharp.training.optimizer import build_optimizer, learning_rate_factor
 from bsharp.training.problems import ProblemStream
 from bsharp.training.step import Critic, Update, training_step
 
-__all__ = ["Validate", "Watcher", "train_policy"]
+__all__ = ["Validate", "Watcher", "check_trainable", "train_policy"]
 
 Validate = Callable[[LanguageModel, int], Mapping[str, float]]
 """(policy, step) → metrics, of which `validation/accuracy` chooses the best checkpoint."""
@@ -51,7 +51,8 @@ def train_policy(
     """Train `policy` in place, from the run's last checkpoint if it has one, to the last step.
 
     Writes metrics.jsonl, checkpoints/, last/ and best/ into the run directory. A gradient that is not finite ends the
-    run at the weights before it; `Progress.stopped` says so. Raises ConfigError for settings that cannot be trained.
+    run at the weights before it, weights or logits that are not finite at those of the last checkpoint (or the base);
+    `Progress.stopped` says so. Raises ConfigError for settings that cannot be trained.
     """
     check_trainable(config)
     parameters = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
@@ -63,7 +64,8 @@ def train_policy(
         config.sampling.max_new_tokens, config.sampling.temperature, fixed_length=config.sampling.fixed_length
     )
     progress = _resume(run, policy, optimizer, critic)
-    if validate and progress.step == 0:
+    if validate and progress.step == 0 and not progress.stopped:
+        generator.sync_weights(policy.model, 0)
         # The check before training starts the trace; it is the base, so it cannot become the best checkpoint.
         run.append("metrics.jsonl", {"step": 0, **_json_safe(validate(policy, 0))})
     while progress.step < config.steps and not progress.stopped:
@@ -81,25 +83,32 @@ def train_policy(
             sampled = time.perf_counter()
             exact_kl = _exact_kl(policy, base, batch, update) if check else {}
             order = _minibatch_order(config, batch.problems, step)
+            scored = time.perf_counter()
             metrics = training_step(policy, base, objective, batch, optimizer, update, critic, order)
             updated = time.perf_counter()
+            if not all(bool(parameter.isfinite().all()) for parameter in parameters):
+                raise LogitsError("a weight is not finite")
             if validate and check:
+                generator.sync_weights(policy.model, step)
                 metrics |= validate(policy, step)
         except LogitsError:
             progress = _give_up(run, policy, base, optimizer, critic, step)
             break
-        metrics |= summarize_rollouts(groups) | exact_kl | _speed(batch, sampled - started, updated - sampled)
+        metrics |= summarize_rollouts(groups) | exact_kl | _speed(batch, sampled - started, updated - scored)
         metrics["learning_rate"] = optimizer.param_groups[0]["lr"]
         progress.step = step
         if not math.isfinite(metrics["grad_norm"]):
             progress.stopped = f"the gradient was not finite at step {step}; lower optimizer.learning_rate"
+        new_best = False
         if metrics.get("validation/accuracy", -1.0) > progress.best_accuracy:
             progress.best_accuracy, progress.best_step = metrics["validation/accuracy"], step
             save_policy(policy, run.path / "best")
+            new_best = True
         run.append("metrics.jsonl", {"step": step, **_json_safe(metrics)})
         for watcher in watchers:
             watcher(step, metrics)
-        if step % config.checkpoint_every == 0 or step == config.steps or progress.stopped:
+        # A new best is checkpointed too: best/ and the progress that names its step must never part.
+        if step % config.checkpoint_every == 0 or step == config.steps or new_best or progress.stopped:
             save_checkpoint(run.path / "checkpoints", policy, optimizer, progress, critic)
     save_policy(policy, run.path / "last")
     return progress
@@ -144,7 +153,7 @@ def _resume(
 ) -> Progress:
     checkpoint = latest_checkpoint(run.path / "checkpoints")
     progress = load_checkpoint(checkpoint, policy, optimizer, critic) if checkpoint else Progress()
-    run.truncate_after("metrics.jsonl", progress.step if checkpoint else -1)
+    run.truncate_after("metrics.jsonl", (progress.stopped_at or progress.step) if checkpoint else -1)
     return progress
 
 
@@ -164,9 +173,10 @@ def _give_up(
         progress = Progress()
         policy.model.load_state_dict(base.model.state_dict())
     progress.stopped = (
-        f"the policy's logits were not finite at step {step}, its weights of step {progress.step} are kept; "
+        f"weights or logits were not finite at step {step}, those of step {progress.step} are kept; "
         "lower optimizer.learning_rate"
     )
+    progress.stopped_at = step
     # A null gradient norm marks the trace as broken for the stability rule.
     run.append("metrics.jsonl", {"step": step, "grad_norm": None})
     save_checkpoint(run.path / "checkpoints", policy, optimizer, progress, critic)
@@ -184,11 +194,9 @@ def _minibatch_order(config: TrainConfig, problems: int, step: int) -> list[list
     order: list[list[int]] = []
     for epoch in range(config.algorithm.epochs):
         count = config.algorithm.minibatches
-        shuffled = (
-            random_stream(config.seed, "minibatches", step, epoch).permutation(problems).tolist()
-            if count > 1
-            else list(range(problems))
-        )
+        # Dealt at random even to a single minibatch: its sub-batches must not be sorted by task and family, or the
+        # differences between families would count as gradient noise.
+        shuffled = random_stream(config.seed, "minibatches", step, epoch).permutation(problems).tolist()
         order += [shuffled[start::count] for start in range(count)]
     return order
 
@@ -196,7 +204,7 @@ def _minibatch_order(config: TrainConfig, problems: int, step: int) -> list[list
 @torch.inference_mode()
 def _exact_kl(policy: LanguageModel, base: LanguageModel, batch: RolloutBatch, update: Update) -> dict[str, float]:
     """KL(policy‖base) of the next-token distributions, averaged over the response tokens of the first rows."""
-    rows = list(range(min(EXACT_KL_ROWS, batch.rows)))
+    rows = list(range(min(EXACT_KL_ROWS, update.microbatch_rows, batch.rows)))
     width = max(1, int(batch.mask[rows].sum(-1).max()))
     mask = batch.mask[rows, :width]
     logits = [

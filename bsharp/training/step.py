@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -132,11 +132,29 @@ def update_policy(
         optimizer.step()
         if critic:
             critic.optimizer.step()
-    first_only = ("sampling_logp_difference", "entropy")
-    return {
-        key: value if key.startswith(first_only) else sum(metrics[key] for metrics in collected) / len(collected)
-        for key, value in collected[0].items()
-    }
+    return _over_updates(collected)
+
+
+def _over_updates(collected: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """One figure per key: that of the first update, the largest, or the mean of those that are numbers."""
+    combined: dict[str, float] = {}
+    for key in collected[0]:
+        values = [metrics[key] for metrics in collected]
+        numbers = [value for value in values if value == value]
+        if key.startswith(("sampling_logp_difference", "entropy")):
+            combined[key] = values[0]
+        elif key.endswith("/max"):
+            combined[key] = max(values)
+        elif key == "grad_norm":
+            combined[key] = sum(values) / len(values)
+        else:
+            combined[key] = sum(numbers) / len(numbers) if numbers else float("nan")
+    variance = combined["gradient/variance_trace"]
+    # A ratio of means: the mean of ratios would be ruled by the update with the smallest variance.
+    combined["gradient/signal_to_noise"] = (
+        combined["gradient/signal_squared"] / variance if variance > 0 else float("nan")
+    )
+    return combined
 
 
 def accumulate_gradient(
@@ -162,10 +180,13 @@ def accumulate_gradient(
         advantages = advantages[:, None].expand(batch.mask.shape)
     sums = _Sums(batch, valid)
     noise = SubbatchGradients([p for p in policy.model.parameters() if p.requires_grad])
+    rows_in_part = 0
     for rows in _microbatches(batch, valid, problems, config.variance_subbatches, update.microbatch_rows):
         if rows is None:
-            noise.record()
+            noise.record(rows_in_part)
+            rows_in_part = 0
             continue
+        rows_in_part += len(rows)
         width = max(1, int(batch.mask[rows].sum(-1).max()))
         mask = batch.mask[rows, :width]
         result = forward_responses(
@@ -287,7 +308,12 @@ class _Sums:
     def __init__(self, batch: RolloutBatch, valid: Bool[Tensor, " B"]) -> None:
         self.tokens = int((batch.mask & valid[:, None]).sum())
         self._behaviour = batch.behaviour_logprobs
-        self._totals: dict[str, float] = {}
+        # Every key is there from the start: a minibatch without a valid row still logs all of them.
+        self._totals: dict[str, float] = {
+            "loss/policy": 0.0,
+            "sampling_logp_difference/mean": 0.0,
+            "entropy/exact_nats_per_token": 0.0 if self.tokens else float("nan"),
+        }
         self._difference_max = 0.0
         self._ratio = algorithm.RatioStatistics()
 
@@ -317,12 +343,9 @@ class _Sums:
 
 def _noise_metrics(subbatches: SubbatchGradients) -> dict[str, float]:
     noise = subbatches.noise()
-    if noise is None:
-        return {}
     return {
-        "gradient/variance_trace": noise.variance,
-        "gradient/signal_squared": noise.signal_squared,
-        "gradient/signal_to_noise": noise.signal_to_noise,
+        "gradient/variance_trace": noise.variance if noise else float("nan"),
+        "gradient/signal_squared": noise.signal_squared if noise else float("nan"),
     }
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bsharp.evaluation import RegimeRecords, build_results, schema_markdown, validate_results
-from bsharp.evaluation.results import seed_trace
+from bsharp.evaluation.results import _TRACES, seed_trace
 from bsharp.evaluation.schema import (
     BestCheckpoint,
     Counts,
@@ -59,6 +61,8 @@ def regimes(simulate: Any) -> dict[str, RegimeRecords]:
             learning_rate=1e-3,
             last=[simulate(100 * index + seed, accuracy=accuracy) for seed in range(3)],
             metrics=[metrics([accuracy, accuracy])] * 3,
+            last_steps=[4] * 3,
+            stopped=[None] * 3,
             validation_samples=512,
             validation_last=[simulate(100 * index + 50 + seed, problems=9, accuracy=accuracy) for seed in range(3)],
         )
@@ -180,10 +184,52 @@ def test_a_lasting_loss_of_validation_accuracy_is_declining(base: Any, regimes: 
 
 
 def test_a_trace_begins_with_the_check_before_training_and_repeats_the_last_one_of_a_stopped_run() -> None:
-    trace = seed_trace(metrics([0.4, 0.5]), 0.45, base_validation_accuracy=0.3, checks=4)
+    before = {"step": 0, "validation/accuracy": 0.3}
+    trace = seed_trace([before, *metrics([0.4, 0.5])], 0.45, checks=5, stopped="loops")
     assert list(trace.validation_accuracy) == [0.3, 0.4, 0.5, 0.5, 0.5]
-    assert trace.final_accuracy == 0.45
+    assert (trace.final_accuracy, trace.stopped) == (0.45, "loops")
     assert len(trace.entropy) == len(trace.kl) == len(trace.mean_length) == len(trace.truncation_rate) == 4
+
+
+@pytest.mark.parametrize("name", ["entropy", "kl", "grad_norm"])
+def test_a_null_of_entropy_kl_or_gradient_norm_was_not_finite(base: Any, regimes: Any, name: str) -> None:
+    rows = [{"step": 0, "validation/accuracy": 0.5}, *metrics([0.5, 0.5])]
+    rows[2] = rows[2] | {_TRACES[name]: None}
+    series = {key: getattr(seed_trace(rows, 0.5), key) for key in _TRACES}
+    assert math.isnan(series.pop(name)[1])
+    assert all(np.isfinite(values).all() for values in series.values())
+    regimes["tempered"] = dataclasses.replace(regimes["tempered"], metrics=[metrics([0.5, 0.5])] * 2 + [rows[1:]])
+    stability = build(base, regimes)["regimes"]["tempered"]["stability"]
+    assert (stability["word"], f"{name} is not finite" in stability["why"]) == ("collapsed", True)
+
+
+@pytest.mark.parametrize("first_check", [[{"step": 0, "validation/accuracy": 0.3}], []])
+def test_a_seed_that_stopped_is_a_collapse_and_is_named_with_the_step_of_its_weights(
+    simulate: Any, base: Any, regimes: Any, first_check: Any
+) -> None:
+    reason = "the gradient was not finite at step 1; lower optimizer.learning_rate"
+    for name in ("task_reward", "tempered", "sharpening"):
+        last = regimes[name].last
+        regimes[name] = dataclasses.replace(
+            regimes[name],
+            metrics=[[*first_check, {"step": 1, "grad_norm": 1.0}]]
+            + [first_check + metrics([0.5, 0.5]) for _ in range(2)],
+            last_steps=[0, 4, 4],
+            stopped=[reason, None, None],
+            best=[last[0], simulate(70), simulate(71)],
+            best_steps=[None, 2, 2],
+        )
+    results = build(base, regimes)
+    tempered = results["regimes"]["tempered"]
+    assert tempered["stability"]["word"] == "collapsed"
+    assert tempered["stability"]["why"].startswith(f"1 of 3 seeds: stopped: {reason}")
+    assert (tempered["last_steps"], tempered["stopped"]) == ([0, 4, 4], [reason, None, None])
+    assert tempered["best_by_validation"]["steps"] == [None, 2, 2]
+    sentence = results["verdict"]["sentence"]
+    assert "task_reward: seed 0 stopped early, the weights of step 0 are evaluated" in sentence
+    assert "tempered: seed 0 stopped early" in sentence
+    assert "sharpening: seed 0" not in sentence
+    validate_results(json.loads(json.dumps(results, allow_nan=False)))
 
 
 def test_regimes_with_other_seeds_or_problems_are_refused(simulate: Any, base: Any, regimes: Any) -> None:
@@ -192,6 +238,8 @@ def test_regimes_with_other_seeds_or_problems_are_refused(simulate: Any, base: A
         seeds=(0, 1),
         last=regimes["tempered"].last[:2],
         metrics=regimes["tempered"].metrics[:2],
+        last_steps=(4, 4),
+        stopped=(None, None),
         validation_last=regimes["tempered"].validation_last[:2],
     )
     with pytest.raises(ValueError, match=r"same seeds to be compared, got task_reward \[0, 1, 2\].*tempered \[0, 1\]"):
@@ -201,6 +249,8 @@ def test_regimes_with_other_seeds_or_problems_are_refused(simulate: Any, base: A
         build(base, regimes | {"tempered": other})
     with pytest.raises(ValueError, match="last has 2 entries for 3 seeds"):
         dataclasses.replace(regimes["tempered"], last=regimes["tempered"].last[:2])
+    with pytest.raises(ValueError, match="stopped has 1 entries for 3 seeds"):
+        dataclasses.replace(regimes["tempered"], stopped=["reason"])
     with pytest.raises(ValueError, match="best and best_steps belong together"):
         dataclasses.replace(regimes["tempered"], best_steps=(1, 2, 3))
 

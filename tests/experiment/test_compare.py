@@ -13,7 +13,7 @@ import bsharp
 from bsharp.cli import main
 from bsharp.config import CompareConfig, ConfigError, EvaluationConfig, SamplingConfig, ValidationConfig
 from bsharp.evaluation import validate_results
-from bsharp.experiment import compare, regimes_of
+from bsharp.experiment import compare, comparison, regimes_of
 from bsharp.experiment.comparison import plan_jobs
 from bsharp.runlog import RunDirectory
 
@@ -132,6 +132,13 @@ def test_every_regime_gets_the_same_settings_but_its_objective_and_rate() -> Non
         (["compare", "--model", "no/such-model-anywhere"], 2, "could not be loaded"),
         (["compare", "--seeds", "1", "1"], 2, "names a seed twice"),
         (["compare", "--sampling.top-p", "0.9"], 2, "set sampling.top_p = 1"),
+        (["compare", "--device", "cuda:9"], 2, "device = 'cuda:9' cannot be used"),
+        (["compare", "--evaluation.split", "validation"], 2, "judged on test problems"),
+        (["compare", "--sampling.fixed-length"], 2, "set both alike"),
+        (["compare", "--beta-inv", "10"], 2, "--beta-inv belongs to --alpha"),
+        (["compare", "--alpha", "2", "--regimes", "task_reward"], 2, "give either --alpha or --regimes"),
+        (["compare", "--optimizer.name", "Adamm"], 2, "is not in torch.optim"),
+        (["pretrain", "--preset", "reduced", "--config", "configs/ppo.toml"], 2, "give one of them"),
         (["table", "nowhere"], 2, "holds no results.json"),
     ],
 )
@@ -147,6 +154,24 @@ def test_a_wrong_command_line_is_one_line_and_no_traceback(
     assert "Traceback" not in shown.err + shown.out
     assert len(shown.err.strip().splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_the_papers_grid_of_alpha_and_beta_can_be_asked_for() -> None:
+    from bsharp.cli import _regime_grid
+
+    names = list(regimes_of(dataclasses.replace(SMALL, regimes=_regime_grid((1, 1.25, 2, 4), (100, 10_000, 1e6)))))
+    assert names[:3] == ["task_reward", "sharpening", "tilted"]
+    assert len(names) == 2 + 4 * 3 + 3
+
+
+def test_shipped_learning_rates_serve_the_embedded_base_alone_and_are_recorded() -> None:
+    shipped = comparison.learning_rates_of(CompareConfig())
+    assert set(shipped) == {"sharpening", "tempered"}
+    config = dataclasses.replace(CompareConfig(), learning_rates=shipped)
+    assert "shipped learning rates (sharpening" in comparison.choices_using_labels(config)[-1]
+    other = dataclasses.replace(CompareConfig(), model="some/folder")
+    assert comparison.learning_rates_of(other) == {}
+    assert "by whoever set them" in comparison.choices_using_labels(other)[-1]
 
 
 def test_the_public_surface_is_what_all_names() -> None:

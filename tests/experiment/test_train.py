@@ -17,11 +17,12 @@ from bsharp.config import (
     TrainConfig,
     ValidationConfig,
 )
-from bsharp.experiment import build_workbench, train
+from bsharp.experiment import build_workbench, load_tasks, train
+from bsharp.generation import LogitsError
 from bsharp.models import weights_hash
 from bsharp.runlog import RunDirectory
 from bsharp.tasks import ProceduralTask, Split
-from bsharp.training import Progress, check_trainable, checkpoints
+from bsharp.training import Progress, check_trainable, checkpoints, loop
 
 SMALL = TrainConfig(
     steps=4,
@@ -68,7 +69,7 @@ def test_every_regime_logs_the_same_indicators_at_every_step_and_leaves_the_base
     before = weights_hash(bench.base.model)
     config = dataclasses.replace(SMALL, objective=regime, steps=2)
     policy, progress = train(config, tmp_path, bench)
-    rows = metrics_of(tmp_path) and list(RunDirectory(tmp_path).rows("metrics.jsonl"))
+    rows = list(RunDirectory(tmp_path).rows("metrics.jsonl"))
     assert [row["step"] for row in rows] == [0, 1, 2]
     for row in rows[1:]:
         assert set(LOGGED) <= set(row)
@@ -170,8 +171,54 @@ def test_weights_that_blow_up_end_the_run_at_the_last_good_ones_and_say_so(bench
     assert progress.step < SMALL.steps
     assert all(bool(parameter.isfinite().all()) for parameter in policy.model.parameters())
     assert metrics_of(tmp_path)[-1]["grad_norm"] is None
+    before = metrics_of(tmp_path)
     _, again = train(config, tmp_path, bench)
     assert again.stopped == progress.stopped
+    assert metrics_of(tmp_path) == before
+
+
+def test_logits_that_give_no_distribution_put_the_run_back_to_its_last_checkpoint_for_good(
+    bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(SMALL, steps=6)
+    train(config, tmp_path / "whole", bench)
+    original = loop.collect_rollouts
+
+    def broken(*arguments):
+        if arguments[-1] == 5:
+            raise LogitsError("no distribution")
+        return original(*arguments)
+
+    monkeypatch.setattr(loop, "collect_rollouts", broken)
+    _, progress = train(config, tmp_path / "broken", bench)
+    assert (progress.step, progress.stopped_at) == (4, 5)
+    rows = metrics_of(tmp_path / "broken")
+    assert rows[:-1] == metrics_of(tmp_path / "whole")[:5]
+    assert rows[-1] == {"step": 5, "grad_norm": None}
+    monkeypatch.undo()
+    _, again = train(config, tmp_path / "broken", bench)
+    assert again.stopped == progress.stopped
+    assert metrics_of(tmp_path / "broken") == rows
+
+
+def test_a_setting_refused_before_the_run_leaves_no_directory_bound_to_it(bench, tmp_path: Path) -> None:
+    wrong = [
+        {"sampling": SamplingConfig(top_p=0.9)},
+        {"optimizer": OptimizerConfig(name="Adamm")},
+        {"objective": "shapening"},
+        {"validation": ValidationConfig(problems=1)},
+        {"sampling": SamplingConfig(max_new_tokens=100_000)},
+    ]
+    for changes in wrong:
+        with pytest.raises(ConfigError):
+            train(dataclasses.replace(SMALL, steps=1, **changes), tmp_path, bench)
+    assert not list(tmp_path.iterdir())
+
+
+def test_difficulties_choose_the_size_of_the_numbers() -> None:
+    task = load_tasks(["math_mini"], [3])["math_mini"]
+    assert {problem.difficulty for problem in task.problems(Split.TEST, 50, 0)} == {3}
+    assert task.size(Split.TRAIN) > 0
 
 
 def test_checkpoints_hold_safetensors_and_json_only(bench, tmp_path: Path) -> None:

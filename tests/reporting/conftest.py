@@ -55,6 +55,8 @@ def regime_of(numbers: Iterator[float], word: str) -> dict[str, Any]:
         "label_free": False,
         "learning_rate": 1e-3,
         "seeds": [0, 1, 2],
+        "last_steps": [40, 40, 40],
+        "stopped": [None, None, None],
         "stability": {"word": word, "why": f"seed sd {next(numbers):.3f} points", "figures": {}},
         "best_by_validation": summary_of(numbers) | {"steps": [10, 40, 30]},
     }

@@ -168,6 +168,7 @@ def test_a_change_that_rounds_to_zero_has_no_sign(results: Any) -> None:
 def test_the_picture_is_wellformed_and_shows_every_row(results: Any) -> None:
     picture = table_svg(results)
     assert picture == table_svg(results)
+    assert "url(" not in picture.replace("url(#", "")
     shown = "".join(ElementTree.fromstring(picture).itertext()).replace("\xa0", " ")
     assert all(name in shown for name in ("base", *results["regimes"]))
     assert interval(results["regimes"]["tilted"]["delta"], "+") in shown

@@ -69,6 +69,42 @@ def test_without_variation_within_problems_it_is_undefined_and_says_so(rewards: 
     assert figure.note
 
 
+def test_one_seed_is_noted_and_seeds_that_differ_widen_the_interval_as_t_of_their_means() -> None:
+    rng = np.random.default_rng(3)
+    parts = [samples(rng, problems=400, size=4, slope=slope) for slope in (0.2, 0.7, 1.2)]
+    rewards, logs = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
+    ids, seeds = parts[0][2] * 3, np.repeat([0, 1, 2], len(parts[0][2])).tolist()
+    alone = within_problem_correlation(
+        parts[0][0], parts[0][1], parts[0][2], seeds=[0] * 1600, rng=np.random.default_rng(0), replicates=200
+    )
+    assert alone.note == "one seed: the interval covers problems only"
+    figure = within_problem_correlation(rewards, logs, ids, seeds=seeds, rng=np.random.default_rng(0), replicates=200)
+    own = [within_problem_correlation(*part, rng=np.random.default_rng(0), replicates=50).estimate for part in parts]
+    reach = 4.303 * np.std(own, ddof=1) / math.sqrt(3)  # t with 2 degrees of freedom; problems add little
+    # The linearisation is of first order: the three correlations span 0.5.
+    assert (figure.high - figure.low) / 2 == pytest.approx(reach, rel=0.35)
+    assert figure.note == ""
+
+
+def test_a_seed_without_variation_counts_and_does_not_undo_the_others() -> None:
+    rewards, logs, ids = samples(np.random.default_rng(4), problems=20, size=4, slope=1.0)
+    both = np.concatenate([rewards, np.zeros(80)]), np.concatenate([logs, np.full(80, -1.0)])
+    figure = within_problem_correlation(*both, ids * 2, seeds=[0] * 80 + [1] * 80, rng=np.random.default_rng(0))
+    alone = within_problem_correlation(rewards, logs, ids, rng=np.random.default_rng(0))
+    assert figure.estimate == pytest.approx(alone.estimate)
+
+
+def test_strata_hold_the_mix_of_families() -> None:
+    # One family of correlation 1 and one of -1, each with no spread of its own: only their mix could vary.
+    rewards, logs, ids = [0.0, 1.0] * 20, [0.0, 1.0] * 10 + [1.0, 0.0] * 10, np.repeat(np.arange(20), 2).tolist()
+    free = within_problem_correlation(rewards, logs, ids, rng=np.random.default_rng(0), replicates=200)
+    kept = within_problem_correlation(
+        rewards, logs, ids, strata={p: p // 10 for p in range(20)}, rng=np.random.default_rng(0), replicates=200
+    )
+    assert free.high - free.low > 0.4
+    assert (kept.estimate, kept.low, kept.high) == pytest.approx((0.0, 0.0, 0.0), abs=1e-12)
+
+
 def test_missing_rewards_are_refused() -> None:
     with pytest.raises(ValueError, match="finite"):
         within_problem_correlation([math.nan, 1.0], [0.0, 1.0], [0, 0], rng=np.random.default_rng(0))

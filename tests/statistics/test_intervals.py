@@ -90,7 +90,7 @@ def test_no_variation_is_noted() -> None:
     assert "no variation" in figure.note
 
 
-def test_at_the_bound_the_other_end_is_exact() -> None:
+def test_at_the_bound_the_other_end_covers_problems_not_seen() -> None:
     # Were 1 - high of the problems all zero and the rest not, 40 zeros would have probability 2.5 %.
     zero = problem_and_seed_interval(np.zeros((3, 40)), rng=rng(), bounds=(0, 1))
     assert zero.low == 0
@@ -98,6 +98,33 @@ def test_at_the_bound_the_other_end_is_exact() -> None:
     one = problem_and_seed_interval(np.ones(40), rng=rng(), bounds=(0, 1))
     assert (one.low, one.high) == (pytest.approx(1 - zero.high), 1)
     assert "bound" in one.note
+
+
+def test_beside_the_bound_an_end_is_never_nearer_than_on_it() -> None:
+    on_it = problem_and_seed_interval(np.zeros(40), rng=rng(), bounds=(0, 1))
+    beside = np.zeros(40)
+    beside[0] = 0.05
+    figure = problem_and_seed_interval(beside, rng=rng(), bounds=(0, 1))
+    assert (figure.low, figure.high) == (0.0, on_it.high)
+    assert "problems not seen" in figure.note
+    mirrored = problem_and_seed_interval(1 - beside, rng=rng(), bounds=(0, 1))
+    assert (mirrored.low, mirrored.high) == (pytest.approx(1 - on_it.high), 1.0)
+    far = np.tile([0.2, 0.8], 20)
+    assert problem_and_seed_interval(far, rng=rng(), bounds=(0, 1)) == problem_and_seed_interval(far, rng=rng())
+
+
+def test_a_difference_of_nothing_but_zeros_is_as_uncertain_as_the_problems_not_seen() -> None:
+    none = paired_difference(np.ones((3, 40)), np.ones(40), rng=rng(), share_difference=True)
+    assert (none.estimate, none.low) == (0.0, -none.high)
+    assert (1 - none.high) ** 40 == pytest.approx(0.025)
+    assert none.note == "no problem changed; the ends cover problems not seen"
+    one = problem_and_seed_interval(np.zeros((1, 40)), rng=rng(), share_difference=True)
+    assert one.note.startswith("one seed")
+    values = np.zeros((3, 40))
+    values[0, 0] = 0.5
+    assert problem_and_seed_interval(values, rng=rng(), share_difference=True) == problem_and_seed_interval(
+        values, rng=rng()
+    )
 
 
 def test_the_interval_is_cut_to_the_bounds() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -126,6 +127,14 @@ def test_a_shorter_way_to_a_better_accuracy_is_no_collapse() -> None:
 
 def test_a_fixed_length_run_is_not_truncated_by_collapse() -> None:
     assert judge(runs(FLAT, truncation_rate=[1.0] * 40)).word is StabilityWord.STABLE
+
+
+def test_a_run_that_was_stopped_is_a_collapse_with_its_reason_whatever_its_curve() -> None:
+    healthy = runs(RISING)
+    assert judge(healthy).word is StabilityWord.STABLE
+    verdict = judge([*healthy[:2], dataclasses.replace(healthy[2], stopped="the gradient was not finite at step 7")])
+    assert verdict.word is StabilityWord.COLLAPSED
+    assert verdict.phrase.startswith("1 of 3 seeds: stopped: the gradient was not finite at step 7; ")
 
 
 def test_what_was_not_recorded_is_not_judged() -> None:

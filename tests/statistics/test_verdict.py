@@ -37,7 +37,7 @@ def test_a_clear_gain_is_claimed_over_the_rival_best_on_validation() -> None:
     assert 0 < verdict.gain.low < verdict.gain.estimate < verdict.gain.high
     assert verdict.sentence() == (
         f"gain beyond the best sharpening: {verdict.gain.estimate:+.1f} points "
-        f"[{verdict.gain.low:+.1f}, {verdict.gain.high:+.1f}] (best sharpening: tempered, chosen on validation)"
+        f"[{verdict.gain.low:+.1f}, {verdict.gain.high:+.1f}] (best of sharpening, tempered on validation: tempered)"
     )
 
 
@@ -140,7 +140,8 @@ def test_strata_take_out_the_differences_between_families() -> None:
 
 def test_one_seed_is_noted() -> None:
     verdict = gain_beyond_best(**comparison({"task": 0.8, "a": 0.5}, seeds=1), rng=rng())
-    assert "one seed" in verdict.sentence()
+    assert "one seed" in verdict.gain.note
+    assert verdict.sentence().endswith("] (a, the only one)")
 
 
 def test_the_verdict_is_plain_json() -> None:

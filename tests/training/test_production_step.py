@@ -259,6 +259,22 @@ def test_a_critic_changes_the_baseline_but_never_the_policy_gradient_through_its
     assert float(head.outer.weight.grad.abs().sum()) > 0
 
 
+def test_uneven_minibatches_and_rows_without_a_reward_log_every_indicator() -> None:
+    policy, base = small_model(vocab_size=VOCAB, seed=3), small_model(vocab_size=VOCAB, seed=4)
+    _, objective = parse_objective("task_reward")
+    batch = make_batch(policy, [0, 5, 9, 14, 2, 3], [0, 0, 1, 1, 2, 2])
+    update = update_with(loss="ppo_clip")
+    keys = []
+    for valid in ([1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 1, 1], [0, 0, 0, 0, 0, 0]):
+        part = dataclasses.replace(batch, valid=torch.tensor(valid).bool())
+        optimizer = torch.optim.SGD(policy.model.parameters(), lr=0.0)
+        metrics = training_step(policy, base, objective, part, optimizer, update, minibatch_order=[[0, 1], [2]])
+        keys.append(set(metrics))
+        assert metrics["invalid_completions"] == 6 - sum(valid)
+    assert keys[0] == keys[1] == keys[2]
+    assert {"gradient/variance_trace", "gradient/signal_to_noise", "loss/policy", "grad_norm"} <= keys[0]
+
+
 def test_several_passes_and_minibatches_use_every_problem_once_per_pass() -> None:
     policy = small_model(vocab_size=VOCAB, seed=3)
     _, objective = parse_objective("task_reward")
