@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -56,9 +57,16 @@ def pretrain_base(shift: float, seed: int) -> str:
             "--out",
             str(folder),
         ]
-        few = ["--figure-problems", "8", "--figure-unsolved-samples", "16"]
-        subprocess.run([sys.executable, "-m", "bsharp", *command, *few], check=True)
+        few = ["--threads", "1", "--figure-problems", "8", "--figure-unsolved-samples", "16"]
+        subprocess.run([sys.executable, "-m", "bsharp", *command, *few], check=True, stdout=subprocess.DEVNULL)
     return str(folder)
+
+
+def pretrain_bases() -> None:
+    """All bases that the experiments below need, two at a time."""
+    wanted = [(shift, 0) for shift in SHIFTS] + [(0.0, seed) for seed in BASE_SEEDS]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda item: pretrain_base(*item), wanted))
 
 
 def compare(name: str, config: CompareConfig) -> dict[str, Any]:
@@ -102,7 +110,12 @@ def long_runs() -> None:
     compare(
         "long_runs",
         CompareConfig(
-            regimes=regimes, seeds=(0, 1), steps=120, validation=ValidationConfig(every=15), evaluation=LIGHT
+            regimes=regimes,
+            seeds=(0, 1),
+            steps=120,
+            learning_rates={"sharpening": 1e-3, "tempered": 1e-3},
+            validation=ValidationConfig(every=15),
+            evaluation=LIGHT,
         ),
     )
 
@@ -119,6 +132,7 @@ def hybrid() -> None:
 
 
 def mistake_rate() -> None:
+    pretrain_bases()
     for shift in SHIFTS:
         model = pretrain_base(shift, 0)
         compare(
@@ -128,6 +142,7 @@ def mistake_rate() -> None:
 
 
 def bases() -> None:
+    pretrain_bases()
     for seed in BASE_SEEDS:
         model = pretrain_base(0.0, seed)
         compare(f"base_{seed}", CompareConfig(model=model, regimes=HEADLINE, seeds=(0, 1), evaluation=LIGHT))
@@ -139,6 +154,7 @@ def label_free() -> None:
 
 EXPERIMENTS: dict[str, Callable[[], None]] = {
     "tune": tune,
+    "pretrain_bases": pretrain_bases,
     "default": default,
     "fixed_length": fixed_length,
     "long_runs": long_runs,

@@ -5,7 +5,10 @@ A record is a plain JSON object, one per completion. Version 1 of its schema:
 | key | value |
 |---|---|
 | schema | 1 |
-| problem_id, task, family, role, difficulty | which problem; role is the family's: standard, rare, unsolved or transfer |
+| checkpoint | which weights of a run these are, e.g. `last` or `best` |
+| problem_id, task, family, difficulty | which problem |
+| role | the family's: standard, rare, unsolved or transfer; none where the task has no families |
+| mode | of standard and transfer families: whether the strategy the base prefers is, by construction, right or wrong; else none |
 | question, gold | what was asked and the right answer |
 | sample | index of the sample, 0 … n − 1; 0 for the greedy completion |
 | greedy | true for the one greedy completion of a problem, false for the n samples |
@@ -13,7 +16,7 @@ A record is a plain JSON object, one per completion. Version 1 of its schema:
 | token_ids, text, finish_reason | the response as sampled (EOS included), decoded, and `eos` or `length` (truncated) |
 | length | response tokens, EOS included |
 | logprob | log-probability of the whole response under the evaluated policy, nats, at the sampling temperature |
-| base_logprob | the same response under the base, nats, at the same temperature; equals logprob where the policy is the base |
+| base_logprob | the same response under the base, nats, at the same temperature; logprob itself where the policy is the base; null where no base was given |
 | status, detail | the grade: correct, wrong, unparseable, timeout or error, and why |
 | answer | the extracted answer in canonical form, or null |
 | reward | in [0, 1], or null where the grader could say nothing (timeout, error) |
@@ -79,16 +82,22 @@ def evaluate(
     config: EvaluationConfig,
     on_progress: Callable[[int, int], None] | None = None,
     microbatch_rows: int = 64,
+    *,
+    is_base: bool = False,
+    checkpoint: str = "last",
 ) -> list[Record]:
     """Records of n samples, and of one greedy completion where config.greedy, for every problem of the set.
 
-    `generator` must already hold the weights of `language_model`. `base` scores the samples a second time; None says
-    that the policy is the base. The random stream of a problem is named by config.seed and problem_id alone: models
+    `generator` must already hold the weights of `language_model`. `base` scores the samples a second time; where it
+    is None, base_logprob is null, or logprob where `is_base` says that the policy is the base. The random stream of a problem is named by config.seed and problem_id alone: models
     evaluated with an equal config meet the same problems on the same streams, so their differences are paired.
 
     `on_progress(done, total)` counts completions. Records come in the order of the problems, samples first, then
-    greedy. Raises ValueError where a task has no reward function.
+    greedy. `checkpoint` names the evaluated weights in the records. Raises ValueError where a task has no reward function,
+    or where both `base` and `is_base` are given.
     """
+    if is_base and base is not None:
+        raise ValueError("is_base says that the policy is the base itself, but another base is given; give one of the two")
     by_name = {task.name: task for task in tasks}
     missing = sorted(set(by_name) - set(rewards))
     if missing:
@@ -114,10 +123,15 @@ def evaluate(
             completions = generator.generate(requests, params)
             here = [problems[p] for p in places]
             grades = grade_completions(rewards, here, completions)
-            base_logprobs = _base_logprobs(base, [prompts[p] for p in places], completions, params, microbatch_rows)
+            base_logprobs: list[list[float | None]] = [[None] * count for _ in places]
+            if is_base:
+                base_logprobs = [[math.fsum(completion.logprobs) for completion in group] for group in completions]
+            elif base is not None:
+                base_logprobs = _base_logprobs(base, [prompts[p] for p in places], completions, params, microbatch_rows)
             for i, place in enumerate(places):
                 problem = problems[place]
                 context = _problem_fields(problem, by_name[problem.task], type(rewards[problem.task]).__name__)
+                context |= {"checkpoint": checkpoint, "policy_version": generator.policy_version}
                 for sample, (completion, grade) in enumerate(zip(completions[i], grades[i], strict=True)):
                     drawn = _sample_fields(sample, completion, grade, base_logprobs[i][sample], params)
                     records[place].append(context | drawn)
@@ -134,15 +148,13 @@ def _chunks(prompts: Sequence[tuple[int, ...]], size: int) -> list[list[int]]:
 
 
 def _base_logprobs(
-    base: LanguageModel | None,
+    base: LanguageModel,
     prompts: Sequence[tuple[int, ...]],
     completions: Sequence[Sequence[Completion]],
     params: SamplingParams,
     microbatch_rows: int,
-) -> list[list[float]]:
+) -> list[list[float | None]]:
     """log π_ref of each whole response, nats. A response sampled several times is scored once."""
-    if base is None:
-        return [[math.fsum(completion.logprobs) for completion in group] for group in completions]
     keys = [[(prompt, c.token_ids) for c in group] for prompt, group in zip(prompts, completions, strict=True)]
     distinct = list(dict.fromkeys(key for group in keys for key in group))
     token_ids, mask = pad_right([response for _, response in distinct], base.pad_token_id)
@@ -166,7 +178,8 @@ def _problem_fields(problem: Problem, task: Task, grader: str) -> Record:
         "problem_id": problem.problem_id,
         "task": problem.task,
         "family": problem.family,
-        "role": str(Role.STANDARD if family is None else family.role),
+        "role": "none" if family is None else str(family.role),
+        "mode": "none" if family is None or family.role not in (Role.STANDARD, Role.TRANSFER) else str(family.mode),
         "difficulty": problem.difficulty,
         "question": problem.question,
         "gold": problem.answer,
@@ -175,12 +188,11 @@ def _problem_fields(problem: Problem, task: Task, grader: str) -> Record:
 
 
 def _sample_fields(
-    sample: int, completion: Completion, grade: Grade, base_logprob: float, params: SamplingParams
+    sample: int, completion: Completion, grade: Grade, base_logprob: float | None, params: SamplingParams
 ) -> Record:
     return {
         "sample": sample,
         "greedy": params.greedy,
-        "policy_version": completion.policy_version,
         "temperature": None if params.greedy else params.temperature,
         "fixed_length": params.fixed_length,
         "token_ids": list(completion.token_ids),

@@ -39,6 +39,7 @@ class ProblemFigures:
     tasks: tuple[str, ...]
     families: tuple[str, ...]
     roles: tuple[str, ...]
+    modes: tuple[str, ...]
     samples: int
     values: Mapping[str, Array]
     ungraded_samples: int
@@ -46,7 +47,8 @@ class ProblemFigures:
     # Per sample, (S, P, n): what the pooled correlation needs.
     graded: NDArray[np.bool_]
     rewards: Array  # NaN where ungraded
-    base_logprobs: Array  # nats, whole response
+    base_logprobs: Array  # nats, whole response; NaN where no base scored the samples
+    base_scored: bool
 
     @property
     def seeds(self) -> int:
@@ -63,7 +65,7 @@ def problem_figures(records_by_seed: Sequence[Sequence[Record]], name: str) -> P
     """Figures of every seed and problem; `name` is what error messages call the model. The order of records is free.
 
     Raises ValueError for no seed or no record, a repeated or missing sample, problems that differ between seeds, unequal
-    numbers of samples, and greedy completions of only some problems.
+    numbers of samples, greedy completions of only some problems, and samples of which a base scored only some.
     """
     if not records_by_seed or not all(records_by_seed):
         raise ValueError(f"{name}: no records for at least one seed; evaluate every seed first")
@@ -81,6 +83,9 @@ def problem_figures(records_by_seed: Sequence[Sequence[Record]], name: str) -> P
     ordered = [[table[problem_id][0] for problem_id in ids] for table in tables]
     greedy = [[table[problem_id][1] for problem_id in ids] for table in tables]
     arrays = _sample_arrays(ordered)
+    scored = {record["base_logprob"] is not None for seed in ordered for row in seed for record in row}
+    if len(scored) > 1:
+        raise ValueError(f"{name}: only some samples have a base_logprob; evaluate all with the same base, or none")
     values = _sample_figures(arrays) | _vote_figures(ordered, arrays)
     found = [record for row in greedy for record in row if record is not None]
     if found and len(found) < len(tables) * len(ids):
@@ -99,6 +104,7 @@ def problem_figures(records_by_seed: Sequence[Sequence[Record]], name: str) -> P
         tasks=tuple(record["task"] for record in first),
         families=tuple(record["family"] for record in first),
         roles=tuple(record["role"] for record in first),
+        modes=tuple(record["mode"] for record in first),
         samples=samples,
         values=values,
         ungraded_samples=int((~arrays["graded"]).sum()),
@@ -106,6 +112,7 @@ def problem_figures(records_by_seed: Sequence[Sequence[Record]], name: str) -> P
         graded=arrays["graded"],
         rewards=arrays["reward"],
         base_logprobs=arrays["base_logprob"],
+        base_scored=scored == {True},
     )
 
 
@@ -182,7 +189,7 @@ def _sample_arrays(ordered: list[list[list[Record]]]) -> dict[str, Any]:
         "reward": table(lambda r: r["reward"] if _graded(r) else np.nan),
         "length": table(lambda r: r["length"]),
         "logprob": table(lambda r: r["logprob"]),
-        "base_logprob": table(lambda r: r["base_logprob"]),
+        "base_logprob": table(lambda r: np.nan if r["base_logprob"] is None else r["base_logprob"]),
         "truncated": table(lambda r: r["finish_reason"] == "length"),
         "unparseable": table(lambda r: r["status"] == "unparseable"),
     }

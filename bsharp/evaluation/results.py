@@ -75,11 +75,16 @@ def build_results(
     if len({tuple(regime.seeds) for regime in regimes.values()}) > 1:
         listed = ", ".join(f"{name} {list(regime.seeds)}" for name, regime in regimes.items())
         raise ValueError(f"regimes must have the same seeds to be compared, got {listed}; complete the missing runs")
+    if TASK_REWARD in regimes and _label_free(regimes[TASK_REWARD]):
+        raise ValueError(
+            f"{TASK_REWARD} is the name of the regime the verdict is about, but {regimes[TASK_REWARD].objective} uses no task "
+            "reward; give it another name"
+        )
     base = problem_figures([base_records], "base")
     figures = {name: problem_figures(regime.last, name) for name, regime in regimes.items()}
     results = {
         "schema_version": SCHEMA_VERSION,
-        "base": summarize_figures(base, None),
+        "base": summarize_figures(base, None, is_base=True),
         "regimes": {name: _regime(regime, figures[name], base) for name, regime in regimes.items()},
         "differences": _differences(list(figures.values())),
         "verdict": _verdict(figures, regimes),
@@ -122,7 +127,7 @@ def _regime(regime: RegimeRecords, figures: ProblemFigures, base: ProblemFigures
     best = None
     if regime.best is not None and regime.best_steps is not None:
         if all(theirs is ours or theirs == ours for theirs, ours in zip(regime.best, regime.last, strict=True)):
-            best = {key: value for key, value in summary.items() if key not in ("tasks", "families", "roles")}
+            best = {key: value for key, value in summary.items() if key not in ("tasks", "families", "roles", "modes")}
         else:
             best = summarize_figures(
                 problem_figures(regime.best, f"{figures.name} (best checkpoint)"), base, slices=False

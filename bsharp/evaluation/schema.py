@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from bsharp.statistics.maj_at_k import EXACT_SAMPLES
+
 __all__ = ["SCHEMA_VERSION", "Results", "schema_markdown", "validate_results"]
 
 SCHEMA_VERSION = 1
@@ -56,7 +58,8 @@ class Slice(_Strict):
         "and seeds; ungraded samples leave the denominator of their problem"
     )
     delta: Figure = Field(
-        description="accuracy minus the base's on the same problems and random streams (paired); 0 for the base"
+        description="accuracy minus the base's on the same problems and random streams (paired); 0 for the base; null where a "
+        "model is evaluated without the base's records"
     )
     greedy_accuracy: Figure | None = Field(
         description="share of problems whose greedy completion is correct; null if none was drawn"
@@ -67,20 +70,26 @@ class Slice(_Strict):
     )
     pass_at_k_delta: ByK = Field(description="by k: pass@k minus the base's, paired by problem")
     maj_at_k: ByK = Field(
-        description="by k: credit of the plurality vote among k samples drawn without replacement, exact up to 64 "
-        "samples; ties share credit, a sample without an answer is drawn but never votes"
+        description=f"by k: credit of the plurality vote among k samples drawn without replacement, exact up to "
+        f"{EXACT_SAMPLES} samples; ties share credit, a sample without an answer is drawn but never votes"
     )
     length: Figure = Field(description="response tokens, EOS included, mean over samples")
     kl_to_base: Figure = Field(
         description="KL(policy‖base) at the sampling temperature, k1 estimator: mean of log π − log π_ref of whole "
-        "sampled responses; 0 for the base"
+        "sampled responses; 0 for the base; null where no base scored the samples"
     )
 
 
 class FamilySlice(Slice):
     """Figures of one family."""
 
-    role: str = Field(description="standard, rare, unsolved or transfer (never in training)")
+    role: str = Field(
+        description="standard, rare, unsolved or transfer (never in training); none for a task without families"
+    )
+    mode: str = Field(
+        description="of a standard or transfer family: whether the strategy the base prefers is, by construction of the "
+        "base, right or wrong; none otherwise"
+    )
     task: str = Field(description="the task it belongs to")
 
 
@@ -111,7 +120,8 @@ class Summary(Slice):
     )
     corr_reward_base_logprob: Figure = Field(
         description="Corr(r, log π_ref) within problems, pooled: Σ_x Cov_x / √(Σ_x Var_x r · Σ_x Var_x log π_ref), under "
-        "the evaluated policy's samples; null where either never varies"
+        "the evaluated policy's samples; covariances and variances averaged over seeds first; null where either never varies, "
+        "or no base scored the samples"
     )
 
 
@@ -121,6 +131,7 @@ class FullSummary(Summary):
     tasks: dict[str, Slice] = Field(description="the figures of each task")
     families: dict[str, FamilySlice] = Field(description="the figures of each family")
     roles: dict[str, Slice] = Field(description="the figures of each role: standard, rare, unsolved, transfer")
+    modes: dict[str, Slice] = Field(description="the figures of the standard families of each mode: right, wrong, none")
 
 
 class BestCheckpoint(Summary):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,11 +28,15 @@ SHARE: Bounds = (0.0, 1.0)
 BOOTSTRAP_SEED = 0  # the figures of equal records are equal to the last digit
 REPLICATES = 2000  # of the bootstrap over problems
 SLICE_REPLICATES = 1000
+NO_BASE = "no base given"
+NO_BASE_RECORDS = "no records of the base given"
+THE_BASE = "the base against itself"
+_WITHOUT_GRADES = ("length", "kl_to_base", "entropy", "truncated", "unparseable", "ungraded")
 
 _OVERALL: tuple[tuple[str, str, Bounds | None], ...] = (
     ("exact_match", "fraction", SHARE),
-    ("reward", "reward", None),
-    ("reward_weighted_score", "reward", None),
+    ("reward", "reward", SHARE),
+    ("reward_weighted_score", "reward", SHARE),
     ("truncated", "fraction", SHARE),
     ("unparseable", "fraction", SHARE),
     ("ungraded", "fraction", SHARE),
@@ -40,26 +45,39 @@ _OVERALL: tuple[tuple[str, str, Bounds | None], ...] = (
 
 
 def summarize(
-    records_by_seed: Sequence[Sequence[Record]], base_records: Sequence[Record] | None = None, name: str = "model"
+    records_by_seed: Sequence[Sequence[Record]],
+    base_records: Sequence[Record] | None = None,
+    name: str = "model",
+    *,
+    is_base: bool = False,
 ) -> dict[str, Any]:
     """All figures of a model from its records, one sequence of records per training seed (keys: `results-schema`).
 
-    `base_records` are the base's on the same problems; None says that these records are the base's own: one seed, its
-    intervals cover problems only and its differences are 0. Raises ValueError where records are incomplete or not paired.
+    `base_records` are the base's on the same problems. Without them there is one sequence of records, of a model that was
+    not trained in seeds: intervals cover problems only and differences to the base are null, or 0 where `is_base` says that
+    it is the base. The KL and the correlation with the base's log-probability need records that a base scored and are null
+    otherwise; a null says why. Raises ValueError where records are incomplete or not paired.
     """
     ours = problem_figures(records_by_seed, name)
-    return summarize_figures(ours, None if base_records is None else problem_figures([base_records], "base"))
+    base = None if base_records is None else problem_figures([base_records], "base")
+    return summarize_figures(ours, base, is_base=is_base)
 
 
-def summarize_figures(ours: ProblemFigures, base: ProblemFigures | None, slices: bool = True) -> dict[str, Any]:
-    """`summarize` for figures already computed per problem; on request without those of tasks, families and roles."""
-    if base is not None:
+def summarize_figures(
+    ours: ProblemFigures, base: ProblemFigures | None, slices: bool = True, is_base: bool = False
+) -> dict[str, Any]:
+    """`summarize` for figures already computed per problem; on request without those of tasks, families, roles and modes."""
+    if is_base and base is not None:
+        raise ValueError(f"{ours.name} is said to be the base, but another base is given; give one of the two")
+    if is_base:
+        base = ours  # from here on: the base itself; None is no base
+    if base is not None and base is not ours:
         require_paired(ours, base)
     elif ours.seeds > 1:
         raise ValueError(f"{ours.name} has {ours.seeds} seeds and no base to compare with; give base_records")
     everything = np.arange(len(ours.problem_ids))
     ks = vote_sizes(ours.samples)
-    paired_greedy = "greedy_accuracy" in (ours if base is None else base).values and "greedy_accuracy" in ours.values
+    paired_greedy = base is not None and "greedy_accuracy" in base.values and "greedy_accuracy" in ours.values
     summary = {
         "counts": {
             "seeds": ours.seeds,
@@ -72,7 +90,7 @@ def summarize_figures(ours: ProblemFigures, base: ProblemFigures | None, slices:
         "greedy_delta": _delta(ours, base, "greedy_accuracy", everything) if paired_greedy else None,
         "maj_at_k_delta": {str(k): _delta(ours, base, f"maj@{k}", everything) for k in ks},
         "entropy": _entropy(ours, base).as_json(),
-        "corr_reward_base_logprob": _correlation(ours).as_json(),
+        "corr_reward_base_logprob": _correlation(ours, base).as_json(),
     }
     for key, unit, bounds in _OVERALL:
         summary[key] = _figure(ours, base, key, everything, unit, bounds)
@@ -88,29 +106,33 @@ def accuracy_difference(ours: ProblemFigures, theirs: ProblemFigures) -> dict[st
         ours.values["accuracy"] - theirs.values["accuracy"],
         everything,
         f"difference/{ours.name}/{theirs.name}",
+        share_difference=True,
     ).as_json()
 
 
 def _all_slices(ours: ProblemFigures, base: ProblemFigures | None) -> dict[str, Any]:
     role_of = dict(zip(ours.families, ours.roles, strict=True))
+    mode_of = dict(zip(ours.families, ours.modes, strict=True))
     task_of = dict(zip(ours.families, ours.tasks, strict=True))
     families = _slices(ours, base, ours.families)
+    standard = [mode if role == "standard" else None for role, mode in zip(ours.roles, ours.modes, strict=True)]
     return {
         "tasks": _slices(ours, base, ours.tasks),
         "families": {
-            family: {"role": role_of[family], "task": task_of[family], **figures}
+            family: {"role": role_of[family], "mode": mode_of[family], "task": task_of[family], **figures}
             for family, figures in families.items()
         },
         "roles": _slices(ours, base, ours.roles),
+        "modes": _slices(ours, base, standard),
     }
 
 
-def _slices(ours: ProblemFigures, base: ProblemFigures | None, labels: Sequence[str]) -> dict[str, Any]:
-    """Figures of each label's problems."""
+def _slices(ours: ProblemFigures, base: ProblemFigures | None, labels: Sequence[str | None]) -> dict[str, Any]:
+    """Figures of each label's problems; None is in no slice."""
     array = np.array(labels)
     return {
         label: _slice(ours, base, np.flatnonzero(array == label), [ours.samples], SLICE_REPLICATES)
-        for label in sorted(set(labels))
+        for label in sorted({label for label in labels if label is not None})
     }
 
 
@@ -133,7 +155,7 @@ def _slice(
         "pass_at_k_delta": {str(k): _delta(ours, base, f"pass@{k}", places, replicates) for k in ks},
         "maj_at_k": {str(k): share(f"maj@{k}") for k in ks},
         "length": _figure(ours, base, "length", places, "tokens", None, replicates),
-        "kl_to_base": _figure(ours, base, "kl_to_base", places, "nats/sequence", None, replicates),
+        "kl_to_base": _kl(ours, base, places, replicates),
     }
 
 
@@ -146,17 +168,41 @@ def _figure(
     bounds: Bounds | None = None,
     replicates: int | None = None,
 ) -> dict[str, Any]:
-    values = ours.values[key] if base is not None else ours.values[key].mean(0)
+    values = ours.values[key] if _in_seeds(ours, base) else ours.values[key].mean(0)
     return _interval(ours, values, places, key, unit, bounds, replicates).as_json()
+
+
+def _in_seeds(ours: ProblemFigures, base: ProblemFigures | None) -> bool:
+    """Whether the model was trained in seeds: not the base, nor a model that has none."""
+    return base is not None and base is not ours
+
+
+def _nothing(unit: str, note: str) -> Estimate:
+    return Estimate(math.nan, math.nan, math.nan, 0, unit, note)
+
+
+def _kl(
+    ours: ProblemFigures, base: ProblemFigures | None, places: NDArray[np.intp], replicates: int | None
+) -> dict[str, Any]:
+    unit = "nats/sequence"
+    if base is ours:
+        return Estimate(0.0, 0.0, 0.0, len(places), unit, THE_BASE).as_json()
+    if not ours.base_scored:
+        return _nothing(unit, NO_BASE).as_json()
+    return _figure(ours, base, "kl_to_base", places, unit, None, replicates)
 
 
 def _delta(
     ours: ProblemFigures, base: ProblemFigures | None, key: str, places: NDArray[np.intp], replicates: int | None = None
 ) -> dict[str, Any]:
     if base is None:
-        return Estimate(0.0, 0.0, 0.0, len(places), "fraction", "the base against itself").as_json()
+        return _nothing("fraction", NO_BASE_RECORDS if ours.base_scored else NO_BASE).as_json()
+    if base is ours:
+        return Estimate(0.0, 0.0, 0.0, len(places), "fraction", THE_BASE).as_json()
     values = ours.values[key] - base.values[key].mean(0)
-    return _interval(ours, values, places, f"{key}_delta", replicates=replicates).as_json()
+    return _interval(
+        ours, values, places, f"{key}_delta", replicates=replicates, share_difference=True
+    ).as_json()
 
 
 def _entropy(ours: ProblemFigures, base: ProblemFigures | None) -> Estimate:
@@ -169,7 +215,7 @@ def _entropy(ours: ProblemFigures, base: ProblemFigures | None) -> Estimate:
     ratio = nats.mean(1, keepdims=True) / mean_tokens
     values = ratio + (nats - ratio * tokens) / mean_tokens
     everything = np.arange(len(ours.problem_ids))
-    return _interval(ours, values if base is not None else values[0], everything, "entropy", "nats/token")
+    return _interval(ours, values if _in_seeds(ours, base) else values[0], everything, "entropy", "nats/token")
 
 
 def _interval(
@@ -180,33 +226,45 @@ def _interval(
     unit: str = "fraction",
     bounds: Bounds | None = None,
     replicates: int | None = None,
+    share_difference: bool = False,
 ) -> Estimate:
     """Mean and interval of `values` (S, P) or (P,) at `places`, without the problems that have no value."""
     chosen = values[..., places]
     defined = np.isfinite(chosen if chosen.ndim == 1 else chosen.sum(0))
-    left_out = f"{int((~defined).sum())} of {len(places)} problems left out: too few graded samples"
+    reason = "values that are not finite" if key in _WITHOUT_GRADES else "too few graded samples"
+    left_out = f"{int((~defined).sum())} of {len(places)} problems left out: {reason}"
     if not defined.any():
-        return Estimate(math.nan, math.nan, math.nan, 0, unit, left_out)
+        return _nothing(unit, left_out)
     estimate = problem_and_seed_interval(
         chosen[..., defined],
         rng=generator(BOOTSTRAP_SEED, "interval", key),
         unit=unit,
         strata=[ours.families[place] for place in places[defined]],
         bounds=bounds,
+        share_difference=share_difference,
         replicates=replicates or REPLICATES,
     )
     if defined.all():
         return estimate
     note = f"{left_out}; {estimate.note}" if estimate.note else left_out
-    return Estimate(estimate.estimate, estimate.low, estimate.high, estimate.n, unit, note)
+    return replace(estimate, note=note)
 
 
-def _correlation(ours: ProblemFigures) -> Estimate:
-    seeds, problems, _ = np.nonzero(ours.graded)
-    return within_problem_correlation(
-        ours.rewards[ours.graded],
-        ours.base_logprobs[ours.graded],
+def _correlation(ours: ProblemFigures, base: ProblemFigures | None) -> Estimate:
+    if not ours.base_scored:
+        return _nothing("correlation", NO_BASE)
+    usable = ours.graded & np.isfinite(ours.base_logprobs)
+    seeds, problems, _ = np.nonzero(usable)
+    figure = within_problem_correlation(
+        ours.rewards[usable],
+        ours.base_logprobs[usable],
         problems.tolist(),
-        seeds=seeds.tolist(),
+        seeds=seeds.tolist() if _in_seeds(ours, base) else None,
+        strata=dict(enumerate(ours.families)),
         rng=generator(BOOTSTRAP_SEED, "interval", "corr_reward_base_logprob"),
     )
+    left_out = len(ours.problem_ids) - figure.n
+    if not left_out or not figure.n:
+        return figure
+    note = f"{left_out} of {len(ours.problem_ids)} problems left out: too few graded samples"
+    return replace(figure, note=f"{note}; {figure.note}" if figure.note else note)
