@@ -1,7 +1,7 @@
 # make compare   train the embedded base under every regime and print the table (installs first, about 10 minutes on 2 cores)
 # make quick     the same in about a minute, with fewer steps, seeds and problems
 # make test      lint, types, import contracts, tests
-# make findings  the longer runs behind docs/findings.md
+# make findings  the longer runs behind docs/findings.md, about an hour; make coverage  docs/intervals.md, two minutes
 # PYTHON=python3.12 chooses the interpreter; PIP_ARGS is handed to pip (see README for the CPU build of torch).
 
 PYTHON ?= python3
@@ -43,7 +43,7 @@ findings: $(VENV)/.dev
 	$(BIN)/python benchmarks/findings.py tables
 
 coverage: $(VENV)/.dev
-	$(BIN)/python benchmarks/interval_coverage.py $(ARGS)
+	$(BIN)/python benchmarks/interval_coverage.py $(ARGS) > docs/intervals.md
 
 $(VENV)/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(f"bsharp needs Python 3.11 or newer, {sys.executable} is {sys.version.split()[0]}; name another one: make PYTHON=python3.12") if sys.version_info < (3, 11) else None'

@@ -16,7 +16,7 @@ A record is a plain JSON object, one per completion. Version 1 of its schema:
 | token_ids, text, finish_reason | the response as sampled (EOS included), decoded, and `eos` or `length` (truncated) |
 | length | response tokens, EOS included |
 | logprob | log-probability of the whole response under the evaluated policy, nats, at the sampling temperature |
-| base_logprob | the same response under the base, nats, at the same temperature; logprob itself where the policy is the base; null where no base was given |
+| base_logprob | the same under the base; equals logprob where the policy is the base; null where no base was given |
 | status, detail | the grade: correct, wrong, unparseable, timeout or error, and why |
 | answer | the extracted answer in canonical form, or null |
 | reward | in [0, 1], or null where the grader could say nothing (timeout, error) |
@@ -89,15 +89,18 @@ def evaluate(
     """Records of n samples, and of one greedy completion where config.greedy, for every problem of the set.
 
     `generator` must already hold the weights of `language_model`. `base` scores the samples a second time; where it
-    is None, base_logprob is null, or logprob where `is_base` says that the policy is the base. The random stream of a problem is named by config.seed and problem_id alone: models
-    evaluated with an equal config meet the same problems on the same streams, so their differences are paired.
+    is None, base_logprob is null, or logprob where `is_base` says that the policy is the base. The random stream of a
+    problem is named by config.seed and problem_id alone: models evaluated with an equal config meet the same problems on
+    the same streams, so their differences are paired.
 
     `on_progress(done, total)` counts completions. Records come in the order of the problems, samples first, then
     greedy. `checkpoint` names the evaluated weights in the records. Raises ValueError where a task has no reward function,
     or where both `base` and `is_base` are given.
     """
     if is_base and base is not None:
-        raise ValueError("is_base says that the policy is the base itself, but another base is given; give one of the two")
+        raise ValueError(
+            "is_base says that the policy is the base itself, but another base is given; give one of the two"
+        )
     by_name = {task.name: task for task in tasks}
     missing = sorted(set(by_name) - set(rewards))
     if missing:

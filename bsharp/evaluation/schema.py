@@ -70,7 +70,7 @@ class Slice(_Strict):
     )
     pass_at_k_delta: ByK = Field(description="by k: pass@k minus the base's, paired by problem")
     maj_at_k: ByK = Field(
-        description=f"by k: credit of the plurality vote among k samples drawn without replacement, exact up to "
+        description="by k: credit of the plurality vote among k samples drawn without replacement, exact up to "
         f"{EXACT_SAMPLES} samples; ties share credit, a sample without an answer is drawn but never votes"
     )
     length: Figure = Field(description="response tokens, EOS included, mean over samples")

@@ -200,9 +200,7 @@ def _delta(
     if base is ours:
         return Estimate(0.0, 0.0, 0.0, len(places), "fraction", THE_BASE).as_json()
     values = ours.values[key] - base.values[key].mean(0)
-    return _interval(
-        ours, values, places, f"{key}_delta", replicates=replicates, share_difference=True
-    ).as_json()
+    return _interval(ours, values, places, f"{key}_delta", replicates=replicates, share_difference=True).as_json()
 
 
 def _entropy(ours: ProblemFigures, base: ProblemFigures | None) -> Estimate:

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bsharp.reporting.table import plain_text
+from bsharp.reporting.cells import plain_text
 
 __all__ = ["print_summary", "summary_table"]
 

@@ -3,6 +3,7 @@
 from bsharp.statistics.calibration import expected_calibration_error
 from bsharp.statistics.correlation import within_problem_correlation
 from bsharp.statistics.intervals import (
+    ONE_SEED,
     Estimate,
     bootstrap_interval,
     format_share,
@@ -16,6 +17,7 @@ from bsharp.statistics.stability import SeedTrace, Stability, StabilityThreshold
 from bsharp.statistics.verdict import Verdict, gain_beyond_best
 
 __all__ = [
+    "ONE_SEED",
     "Estimate",
     "SeedTrace",
     "Stability",

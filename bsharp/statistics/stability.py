@@ -87,14 +87,14 @@ def judge_stability(
     when it exceeds z · √(2 p(1 - p)/N), p their mean, z the normal quantile of `false_alarm` divided by the number of
     comparisons, and `min_drop`. The thresholds are fields of `StabilityThresholds`, with units and reasons.
 
-    collapsed  in any seed: the run was stopped early; or a recorded value is not finite; or the last check is below `lost_accuracy_ratio` of the best,
-               beyond noise; or entropy at the end is below `collapse_entropy` and the last check is below the best beyond
-               noise; or mean length falls below `short_length_ratio` of its start, or truncation rises by
-               `truncation_rise`, while the last check is not above the first beyond noise.
+    collapsed  in any seed: the run was stopped early; or a recorded value is not finite; or the last check is below
+               `lost_accuracy_ratio` of the best, beyond noise; or entropy at the end is below `collapse_entropy` and the
+               last check is below the best beyond noise; or mean length falls below `short_length_ratio` of its start, or
+               truncation rises by `truncation_rise`, while the last check is not above the first beyond noise.
     declining  in any seed, or in the mean over seeds, the last check is below the best beyond noise.
     noisy      in any seed the accuracy dips between two checks and recovers, both beyond noise; or the sd of final
                accuracies over seeds exceeds `min_seed_sd`, sampling variance removed, and χ² says it is not sampling.
-    stable     none of these. One seed cannot show a spread; the phrase says so.
+    stable     none of these. One seed cannot show a spread; the phrase then has none.
 
     Low entropy alone is no collapse: it is what sharpening aims at. No traces, or sample counts below 1: ValueError.
     """
@@ -236,12 +236,12 @@ def _figures(traces: Sequence[SeedTrace], limits: StabilityThresholds) -> dict[s
 
 
 def _summary(figures: Mapping[str, float], seeds: int) -> str:
-    parts = [f"seed sd {figures['seed_sd_points']:.1f} points" if seeds > 1 else "one seed"]
+    parts = [f"seed sd {figures['seed_sd_points']:.1f} points"] if seeds > 1 else []
     if math.isfinite(figures["largest_drop_points"]):
         parts.append(f"largest drop {figures['largest_drop_points']:.1f} points")
     if math.isfinite(figures["final_entropy"]):
         parts.append(f"final entropy {figures['final_entropy']:.3f} nats/token")
-    return ", ".join(parts)
+    return ", ".join(parts) or "one seed"
 
 
 def _seeds(count: int, seeds: int) -> str:

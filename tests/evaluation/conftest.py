@@ -12,6 +12,7 @@ Records = list[dict[str, Any]]
 Simulate = Callable[..., Records]
 
 ROLES = ("standard", "rare", "transfer")
+MODES = ("right", "none", "wrong")
 
 
 def simulated_records(
@@ -40,6 +41,8 @@ def simulated_records(
                     "task": f"task{place % 2}",
                     "family": f"family{place % 3}",
                     "role": ROLES[place % 3],
+                    "mode": MODES[place % 3],
+                    "checkpoint": "last",
                     "difficulty": 1,
                     "question": "?",
                     "gold": "7",

@@ -39,7 +39,10 @@ class DigitTask:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.families = {"odd": SimpleNamespace(role="rare"), "even": SimpleNamespace(role="transfer")}
+        self.families = {
+            "odd": SimpleNamespace(role="rare", mode="right"),
+            "even": SimpleNamespace(role="transfer", mode="wrong"),
+        }
 
     def problems(self, split: Split, count: int, seed: int) -> list[Problem]:
         return [
@@ -87,9 +90,11 @@ TASKS: Any = [DigitTask("first"), DigitTask("second")]
 REWARDS: Any = {"first": FirstDigitReward(), "second": FirstDigitReward()}
 
 
-def run(policy: LanguageModel, base: LanguageModel | None, tasks: Any = None, **changes: Any) -> list[dict[str, Any]]:
+def run(
+    policy: LanguageModel, base: LanguageModel | None, tasks: Any = None, is_base: bool = False, **changes: Any
+) -> list[dict[str, Any]]:
     config = EvaluationConfig(**({key: getattr(CONFIG, key) for key in CONFIG.__dataclass_fields__} | changes))
-    return evaluate(policy, Decoder(policy), base, tasks or TASKS, REWARDS, config)
+    return evaluate(policy, Decoder(policy), base, tasks or TASKS, REWARDS, config, is_base=is_base)
 
 
 @pytest.fixture(scope="module")
@@ -118,9 +123,10 @@ def test_every_problem_gets_n_samples_and_one_greedy_completion_in_order(policy:
         for sample, greedy in [(0, False), (1, False), (2, False), (0, True)]
     ]
     assert [(record["problem_id"], record["sample"], record["greedy"]) for record in records] == expected
-    assert {(record["family"], record["role"]) for record in records} == {("odd", "rare"), ("even", "transfer")}
+    shown = {(record["family"], record["role"], record["mode"]) for record in records}
+    assert shown == {("odd", "rare", "none"), ("even", "transfer", "wrong")}  # what the base prefers matters elsewhere
     assert json.loads(json.dumps(records, allow_nan=False)) == records
-    assert summarize([records], run(base, None))["counts"]["samples_per_problem"] == 3
+    assert summarize([records], run(base, None, is_base=True))["counts"]["samples_per_problem"] == 3
     assert not any(record["greedy"] for record in run(policy, base, greedy=False))
 
 
@@ -142,12 +148,30 @@ def test_both_log_probabilities_are_those_of_the_sampled_tokens(policy: Any, bas
         assert record["text"] == policy.decode(record["token_ids"])
 
 
-def test_without_a_base_the_policy_is_its_own(policy: Any) -> None:
-    records = run(policy, None)
+def test_the_base_is_its_own_base_and_without_a_base_nothing_is_said(policy: Any) -> None:
+    records = run(policy, None, is_base=True)
     assert all(record["base_logprob"] == record["logprob"] for record in records)
     twin = run(policy, policy)
     for record, other in zip(records, twin, strict=True):
         assert other["base_logprob"] == pytest.approx(record["logprob"], abs=1e-4)
+    assert {record["base_logprob"] for record in run(policy, None)} == {None}
+    with pytest.raises(ValueError, match="another base is given"):
+        run(policy, policy, is_base=True)
+
+
+def test_records_say_which_weights_they_are_of(policy: Any) -> None:
+    generator = Decoder(policy)
+    generator.sync_weights(policy.model, 17)
+    records = evaluate(policy, generator, None, TASKS, REWARDS, CONFIG, checkpoint="best")
+    assert {(record["checkpoint"], record["policy_version"]) for record in records} == {("best", 17)}
+    assert {record["checkpoint"] for record in run(policy, None)} == {"last"}
+
+
+def test_a_task_without_families_has_neither_role_nor_mode(policy: Any) -> None:
+    task: Any = DigitTask("first")
+    task.families = {}
+    records = run(policy, None, tasks=[task])
+    assert {(record["role"], record["mode"]) for record in records} == {("none", "none")}
 
 
 def test_grades_stand_beside_their_own_completions(policy: Any, base: Any) -> None:

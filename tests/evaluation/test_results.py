@@ -138,6 +138,12 @@ def test_without_one_of_the_two_sides_there_is_no_verdict(base: Any, regimes: An
     assert verdict["gain"] is None
 
 
+def test_a_regime_named_task_reward_must_use_the_task_reward(base: Any, regimes: Any) -> None:
+    regimes["task_reward"] = dataclasses.replace(regimes["task_reward"], objective="task_reward=tempered(alpha=2)")
+    with pytest.raises(ValueError, match=r"task_reward=tempered\(alpha=2\) uses no task reward; give it another name"):
+        build(base, regimes)
+
+
 def test_without_validation_records_no_rival_is_chosen(base: Any, regimes: Any) -> None:
     regimes["tempered"] = dataclasses.replace(regimes["tempered"], validation_last=None)
     assert "tempered has no validation records" in build(base, regimes)["verdict"]["sentence"]

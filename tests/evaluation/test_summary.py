@@ -46,7 +46,7 @@ def test_estimates_are_means_over_problems_and_seeds_and_differences_are_paired(
     assert summary["pass_at_k"]["1"]["estimate"] == pytest.approx(summary["accuracy"]["estimate"])
     for name in ("pass_at_k", "maj_at_k"):
         for k in ("1", "2", "4"):
-            change = summary[name][k]["estimate"] - summarize([base])[name][k]["estimate"]
+            change = summary[name][k]["estimate"] - summarize([base], is_base=True)[name][k]["estimate"]
             assert summary[f"{name}_delta"][k]["estimate"] == pytest.approx(change)
     assert summary["counts"] == {
         "seeds": 3,
@@ -74,7 +74,7 @@ def test_the_entropy_interval_is_as_wide_as_a_bootstrap_of_the_ratio_itself(simu
     nats, tokens = figures.values["negative_logprob"][0], figures.values["length"][0]
     drawn = np.random.default_rng(0).integers(0, 200, size=(4000, 200))
     low, high = np.quantile(nats[drawn].sum(1) / tokens[drawn].sum(1), [0.025, 0.975])
-    entropy = summarize([records])["entropy"]
+    entropy = summarize([records], is_base=True)["entropy"]
     # Both widths carry a bootstrap error of about 2 %; stratification by family changes little here.
     assert entropy["high"] - entropy["low"] == pytest.approx(high - low, rel=0.12)
 
@@ -88,7 +88,7 @@ def test_the_correlation_pools_covariances_within_problems_before_it_divides(sim
             covariance = np.cov([r["reward"] for r in kept], [r["base_logprob"] for r in kept])
             moments += covariance[0, 1], covariance[0, 0], covariance[1, 1]
     expected = moments[0] / np.sqrt(moments[1] * moments[2])
-    assert summarize([records])["corr_reward_base_logprob"]["estimate"] == pytest.approx(expected)
+    assert summarize([records], is_base=True)["corr_reward_base_logprob"]["estimate"] == pytest.approx(expected)
 
 
 def test_a_paired_difference_does_not_carry_the_noise_between_problems(simulate: Any) -> None:
@@ -106,7 +106,7 @@ def test_a_paired_difference_does_not_carry_the_noise_between_problems(simulate:
 
 
 def test_the_base_is_its_own_reference(simulate: Any) -> None:
-    summary = summarize([simulate(0, base=True)])
+    summary = summarize([simulate(0, base=True)], is_base=True)
     for figure in (summary["delta"], summary["greedy_delta"], *summary["pass_at_k_delta"].values()):
         assert (figure["estimate"], figure["low"], figure["high"]) == (0.0, 0.0, 0.0)
     assert summary["kl_to_base"]["estimate"] == 0.0
@@ -125,6 +125,11 @@ def test_slices_are_the_figures_of_their_own_problems(simulate: Any) -> None:
     assert (
         {f["role"] for f in summary["families"].values()} == set(summary["roles"]) == {"standard", "rare", "transfer"}
     )
+    assert {name: f["mode"] for name, f in summary["families"].items()} == {
+        "family0": "right",
+        "family1": "none",
+        "family2": "wrong",
+    }
     for kind in ("tasks", "families", "roles"):
         assert sum(figures["problems"] for figures in summary[kind].values()) == 12
 
@@ -134,7 +139,7 @@ def test_problems_without_enough_grades_are_left_out_and_counted(simulate: Any) 
     for record in records:
         if record["problem_id"] == "task/0" or (record["problem_id"] == "task/1" and record["sample"] == 0):
             record |= {"status": "error", "reward": None, "answer": None}
-    summary = summarize([records])
+    summary = summarize([records], is_base=True)
     kept = [value for problem_id, value in accuracies(records).items() if problem_id != "task/0"]
     expected = 4 / 3 * accuracies(records)["task/1"]
     kept[0] = expected  # three graded samples instead of four
@@ -147,7 +152,7 @@ def test_problems_without_enough_grades_are_left_out_and_counted(simulate: Any) 
 
 
 def test_a_figure_nobody_could_grade_is_null_with_the_reason(simulate: Any) -> None:
-    summary = summarize([simulate(0, ungraded=1.0, base=True)])
+    summary = summarize([simulate(0, ungraded=1.0, base=True)], is_base=True)
     assert summary["accuracy"]["estimate"] is None
     assert summary["accuracy"]["n"] == 0
     assert "12 of 12 problems left out" in summary["accuracy"]["note"]
@@ -193,6 +198,65 @@ def test_pairing_refuses_other_problems_other_answers_and_other_sample_counts(si
         summarize([other], base)
     with pytest.raises(ValueError, match="2 seeds and no base"):
         summarize([simulate(1), simulate(2)])
+
+
+def test_modes_are_slices_of_the_standard_families_alone(simulate: Any) -> None:
+    records, base = simulate(1, problems=24), simulate(0, problems=24, base=True)
+    for record in [*records, *base]:
+        if record["family"] == "family1":
+            record |= {"role": "standard", "mode": "wrong"}
+    summary = summarize([records], base)
+    assert set(summary["modes"]) == {"right", "wrong"}  # family2 is of mode wrong, but transfer
+    for mode, family in (("right", "family0"), ("wrong", "family1")):
+        assert summary["modes"][mode]["problems"] == 8
+        for key in ("accuracy", "delta"):
+            found, expected = summary["modes"][mode][key], summary["families"][family][key]
+            assert (found["estimate"], found["low"]) == (expected["estimate"], expected["low"])
+
+
+def test_a_model_without_a_base_has_no_figure_that_needs_one(simulate: Any) -> None:
+    scored = simulate(1)
+    bare = [record | {"base_logprob": None} for record in scored]
+    nothing, half = summarize([bare]), summarize([scored])
+    for summary, note in ((nothing, "no base given"), (half, "no records of the base given")):
+        deltas = [summary["delta"], summary["greedy_delta"] or summary["delta"], *summary["pass_at_k_delta"].values()]
+        for figure in (*deltas, *summary["maj_at_k_delta"].values(), summary["families"]["family0"]["delta"]):
+            assert (figure["estimate"], figure["low"], figure["note"]) == (None, None, note)
+    for key in ("kl_to_base", "corr_reward_base_logprob"):
+        assert (nothing[key]["estimate"], nothing[key]["note"]) == (None, "no base given")
+        expected = summarize([scored], simulate(0, base=True))[key]["estimate"]
+        assert half[key]["estimate"] == pytest.approx(expected)
+    assert nothing["accuracy"] == half["accuracy"]
+    assert "seed" not in nothing["accuracy"].get("note", "")
+    with pytest.raises(ValueError, match="only some samples have a base_logprob"):
+        summarize([[*bare[:3], *scored[3:]]])
+    with pytest.raises(ValueError, match="is said to be the base, but another base is given"):
+        summarize([scored], simulate(0, base=True), is_base=True)
+
+
+def test_a_model_equal_to_the_base_may_still_differ_on_problems_not_seen(simulate: Any) -> None:
+    base = simulate(0, base=True)
+    for figure in (summarize([base], base)["delta"], summarize([base], base)["families"]["family0"]["delta"]):
+        assert figure["estimate"] == 0
+        assert figure["high"] == -figure["low"] == pytest.approx(1 - 0.025 ** (1 / figure["n"]))
+        assert "no problem changed" in figure["note"]
+    one = problem_figures([base], "one")
+    assert accuracy_difference(one, one)["high"] > 0
+
+
+def test_values_that_are_not_finite_are_left_out_with_their_own_reason(simulate: Any) -> None:
+    records = simulate(1)
+    records[0]["base_logprob"] = -np.inf
+    summary = summarize([records], simulate(0, base=True))
+    assert summary["kl_to_base"]["n"] == 11
+    assert summary["kl_to_base"]["note"].startswith("1 of 12 problems left out: values that are not finite")
+    assert summary["corr_reward_base_logprob"]["estimate"] is not None
+
+
+def test_the_correlation_of_one_seed_says_so_and_that_of_the_base_does_not(simulate: Any) -> None:
+    base = simulate(0, base=True)
+    assert "one seed" in summarize([simulate(1)], base)["corr_reward_base_logprob"]["note"]
+    assert "seed" not in summarize([base], is_base=True)["corr_reward_base_logprob"].get("note", "")
 
 
 def test_differences_between_regimes_are_antisymmetric(simulate: Any) -> None:

@@ -42,10 +42,15 @@ def summary_of(numbers: Iterator[float]) -> dict[str, Any]:
 
 def full_summary_of(numbers: Iterator[float]) -> dict[str, Any]:
     families = {"add": "standard", "word": "standard", "chain": "unsolved", "[red]sub": "transfer"}
+    modes = {"add": "wrong", "word": "right", "chain": "none", "[red]sub": "right"}
     return summary_of(numbers) | {
         "tasks": {"math_mini": slice_of(numbers)},
-        "families": {name: slice_of(numbers, {"role": role, "task": "math_mini"}) for name, role in families.items()},
+        "families": {
+            name: slice_of(numbers, {"role": role, "mode": modes[name], "task": "math_mini"})
+            for name, role in families.items()
+        },
         "roles": {role: slice_of(numbers) for role in dict.fromkeys(families.values())},
+        "modes": {mode: slice_of(numbers) for mode in ("right", "wrong")},
     }
 
 
@@ -79,7 +84,7 @@ def results() -> dict[str, Any]:
             "level": 0.95,
         },
         "choices_using_labels": ["the rate of [green]every[/green] regime was tuned on validation"],
-        "config": {},
+        "config": {"evaluation": {"split": "test", "temperature": 0.7, "fixed_length": False, "max_new_tokens": 48}},
         "manifest": {},
     }
     validate_results(content)

@@ -10,8 +10,9 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-from bsharp.reporting import print_results, results_markdown, table_svg
-from bsharp.reporting.table import plain_text
+from bsharp.evaluation import SCHEMA_VERSION
+from bsharp.reporting import print_results, require_results, results_markdown, table_svg
+from bsharp.reporting.cells import RESULTS_VERSION, plain_text
 
 COLUMNS = ("accuracy", "Δ to base", "greedy", "pass@16", "maj@16", "length", "KL", "entropy", "stability")
 
@@ -72,7 +73,8 @@ def test_the_figures_behind_the_words_the_verdict_and_the_choices_are_printed(re
         assert f"{regime['stability']['word']}: {regime['stability']['why']}" in text
     assert results["verdict"]["sentence"] in text
     assert results["choices_using_labels"][0] in text
-    assert "512 problems × 16 samples, 3 training seeds" in text
+    flat = " ".join(text.split())
+    assert "512 test problems × 16 samples at temperature 0.7, 3 training seeds. Brackets: 95 % intervals, boot" in flat
 
 
 @pytest.mark.parametrize("width", [120, 100, 80, 60, 45])
@@ -95,7 +97,8 @@ def test_a_narrow_screen_loses_columns_but_breaks_no_row(results: Any, width: in
 def test_families_are_grouped_by_role_and_a_star_marks_a_clear_change(results: Any) -> None:
     family = results["regimes"]["tilted"]["families"]["chain"]
     family["delta"] = {"estimate": 0.001, "low": -0.01, "high": 0.012, "n": 32, "unit": "fraction", "note": ""}
-    lines = printed(results, families=True).split("standard families")[1].splitlines()
+    matrices = printed(results, families=True).split("standard families")[1].split("excludes 0; not corrected")[0]
+    lines = matrices.splitlines()
     order = [line.split()[0] for line in lines if line.startswith(("add", "word", "chain", "[red]sub"))]
     assert order == ["add", "word", "chain", "[red]sub"]
     row = next(line for line in lines if line.startswith("chain"))
@@ -107,6 +110,90 @@ def test_families_are_grouped_by_role_and_a_star_marks_a_clear_change(results: A
         cells += [f"{100 * figures['accuracy']['estimate']:.1f}", change + ("*" if clear else "")]
     assert row.split()[1:] == cells
     assert "*" not in row.split()[row.split().index("(+0.1)")]
+    modes = {line.split()[0]: line.split()[1] for line in lines if line.startswith(("add", "word", "[red]sub"))}
+    assert modes == {"add": "wrong", "word": "right", "[red]sub": "right"}
+
+
+def test_on_request_each_family_has_a_table_of_all_models_and_figures(results: Any) -> None:
+    text = printed(results, families=True)
+    for family, title in (("add", "add (standard, mode wrong): 32"), ("chain", "chain (unsolved): 32 problems")):
+        table = text.split(title)[1].split("\n\n")[0]
+        for name in ("base", *results["regimes"]):
+            summary = (results["base"] if name == "base" else results["regimes"][name])["families"][family]
+            cells = [cell for cell in cells_of(summary | {"entropy": {"estimate": 0}}, name != "base")[:-1] if cell]
+            assert " ".join(row_of(table, name).split()) == " ".join([name, *cells])
+    assert "mode wrong" not in printed(results)
+
+
+def test_a_single_seed_is_said_once_and_fixed_length_is_said(results: Any) -> None:
+    for summary in (results["base"], *results["regimes"].values()):
+        summary["counts"]["seeds"] = 1
+        for key in ("accuracy", "delta"):
+            summary[key]["note"] = "one seed: the interval covers problems only"
+    results["config"]["evaluation"] |= {"fixed_length": True, "split": "validation"}
+    text = " ".join(printed(results).split())
+    assert "512 validation problems × 16 samples at temperature 0.7, all of fixed length (48 tokens" in text
+    assert text.count("seed:") == 1
+    assert "1 training seed: intervals cover problems only" in text
+    assert "t interval over seeds" not in text
+    assert "test problems" not in text
+    assert "Validation problems, last checkpoint:" in results_markdown(results)
+
+
+def test_the_notes_of_all_printed_figures_are_collected_the_base_and_the_best_included(results: Any) -> None:
+    left_out = "2 of 512 problems left out: too few graded samples"
+    results["base"]["pass_at_k"]["16"]["note"] = left_out
+    results["base"]["delta"]["note"] = "the base against itself"
+    results["regimes"]["tilted"]["pass_at_k"]["16"]["note"] = f"{left_out}; one seed: the interval covers problems only"
+    results["regimes"]["tilted"]["best_by_validation"]["length"]["note"] = "long"
+    results["regimes"]["tilted"]["reward"]["note"] = "not printed"
+    results["regimes"]["tilted"]["families"]["add"]["accuracy"]["note"] = "near the bound"
+    text = printed(results, 200)
+    assert f"{left_out} (pass@16: base, tilted)." in text
+    assert "long (length: tilted (best))." in text
+    assert not any(note in text for note in ("against itself", "not printed", "near the bound"))
+    assert "near the bound (1 figure of families)." in printed(results, 200, families=True)
+
+
+def test_choices_that_used_labels_have_a_line_each(results: Any) -> None:
+    results["choices_using_labels"] = ["the rate", "the checkpoint"]
+    lines = printed(results).splitlines()
+    assert [line for line in lines if line.startswith("Choice")] == [
+        "Choice that used labels: the rate.",
+        "Choice that used labels: the checkpoint.",
+    ]
+
+
+def test_a_seed_that_stopped_is_named_with_its_reason_and_the_step_of_its_weights(results: Any) -> None:
+    sharpening = results["regimes"]["sharpening"]
+    sharpening |= {"stopped": [None, "the gradient was not finite", None], "last_steps": [40, 20, 40]}
+    sharpening["best_by_validation"]["steps"] = [10, None, 30]
+    text = printed(results, 200)
+    assert "sharpening: seed 1 stopped early (the gradient was not finite); weights of step 20 are evaluated." in text
+    assert "sharpening: seed 1 had no validation check" in text
+    assert "10, –, 30" in row_of(text.split("best checkpoint by validation")[1], "sharpening")
+    assert text.count("stopped early") == 1
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda r: r.update(schema_version=0), "schema_version 0, this version of bsharp reads 1"),
+        (lambda r: r.pop("verdict"), "results lack verdict"),
+        (lambda r: r["regimes"]["tilted"].pop("length"), "results lack the key 'length'"),
+    ],
+)
+def test_what_is_no_results_object_is_refused_in_one_line(results: Any, spoil: Any, message: str) -> None:
+    spoil(results)
+    with pytest.raises(ValueError, match=message) as error:
+        printed(results)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="holds a list, not an object"):
+        require_results([])
+
+
+def test_the_version_that_is_read_is_the_one_that_is_written() -> None:
+    assert RESULTS_VERSION == SCHEMA_VERSION
 
 
 def test_names_are_printed_literally_without_markup_or_control_characters(results: Any) -> None:

@@ -158,3 +158,7 @@ def test_nothing_to_judge_is_refused() -> None:
         judge_stability([SeedTrace(0.5)], validation_samples=0, test_samples=1)
     with pytest.raises(ValueError, match="equally many"):
         judge([SeedTrace(0.5, [0.1]), SeedTrace(0.5, [0.1, 0.2])])
+
+
+def test_one_seed_has_no_spread_to_speak_of() -> None:
+    assert judge([SeedTrace(0.5, [0.4, 0.5])]).phrase == "largest drop 0.0 points"
