@@ -28,7 +28,6 @@ DOCUMENT = Path("docs/findings.md")
 LIGHT = EvaluationConfig(problems=256, samples=8)
 HEADLINE = ("task_reward", "tilted(alpha=1,beta_inv=100)", "sharpening", "tempered(alpha=2)")
 SHIFTS = (-0.25, 0.0, 0.2)
-BASE_SEEDS = (1,)
 
 
 def base_folder(shift: float, seed: int) -> Path:
@@ -43,7 +42,7 @@ def pretrain_base(shift: float, seed: int) -> str:
         line = re.compile(r"^mistake_rate_shift = .*$", re.MULTILINE)
         moved, count = line.subn(f"mistake_rate_shift = {shift}", shipped)
         assert count == 1, "corpus.toml no longer sets mistake_rate_shift on one line"
-        corpus = folder.with_suffix(".toml")
+        corpus = folder.parent / f"{folder.name}.toml"
         corpus.parent.mkdir(parents=True, exist_ok=True)
         corpus.write_text(moved, encoding="utf-8")
         command = [
@@ -64,7 +63,7 @@ def pretrain_base(shift: float, seed: int) -> str:
 
 def pretrain_bases() -> None:
     """All bases that the experiments below need, two at a time."""
-    wanted = [(shift, 0) for shift in SHIFTS] + [(0.0, seed) for seed in BASE_SEEDS]
+    wanted = [(shift, 0) for shift in SHIFTS]
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda item: pretrain_base(*item), wanted))
 
@@ -112,9 +111,9 @@ def long_runs() -> None:
         CompareConfig(
             regimes=regimes,
             seeds=(0, 1),
-            steps=120,
+            steps=80,
             learning_rates={"sharpening": 1e-3, "tempered": 1e-3},
-            validation=ValidationConfig(every=15),
+            validation=ValidationConfig(every=10),
             evaluation=LIGHT,
         ),
     )
@@ -141,13 +140,6 @@ def mistake_rate() -> None:
         )
 
 
-def bases() -> None:
-    pretrain_bases()
-    for seed in BASE_SEEDS:
-        model = pretrain_base(0.0, seed)
-        compare(f"base_{seed}", CompareConfig(model=model, regimes=HEADLINE, seeds=(0, 1), evaluation=LIGHT))
-
-
 def label_free() -> None:
     compare("label_free", CompareConfig(regimes=("entropy_minimisation", "tempered(alpha=4)"), evaluation=LIGHT))
 
@@ -160,7 +152,6 @@ EXPERIMENTS: dict[str, Callable[[], None]] = {
     "long_runs": long_runs,
     "hybrid": hybrid,
     "mistake_rate": mistake_rate,
-    "bases": bases,
     "label_free": label_free,
 }
 
@@ -285,11 +276,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "families": lambda: group_table("default", "families"),
     "fixed_length": lambda: headline_table(("48 tokens", "fixed_length")),
     "tune": lambda: tuning_table(),
-    "long_runs": lambda: headline_table(("120 steps", "long_runs")),
+    "long_runs": lambda: headline_table(("80 steps", "long_runs")),
     "hybrid": lambda: headline_table(("hybrid", "hybrid")),
     "hybrid_roles": lambda: group_table("hybrid", "roles"),
     "mistake_rate": lambda: headline_table(*((f"shift {shift:+g}", f"mistake_rate_{shift:+g}") for shift in SHIFTS)),
-    "bases": lambda: headline_table(*((f"base seed {seed}", f"base_{seed}") for seed in BASE_SEEDS)),
     "label_free": lambda: headline_table(("label-free", "label_free")),
 }
 
