@@ -273,6 +273,7 @@ def by_seed(shares: Sequence[float]) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "default": lambda: headline_table(("default", "default")),
     "roles": lambda: group_table("default", "roles"),
+    "modes": lambda: group_table("default", "modes"),
     "families": lambda: group_table("default", "families"),
     "fixed_length": lambda: headline_table(("48 tokens", "fixed_length")),
     "tune": lambda: tuning_table(),

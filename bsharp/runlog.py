@@ -27,9 +27,20 @@ __all__ = ["RunDirectory", "code_hash", "differences", "manifest"]
 
 # What can change a figure. Tables and the command line are left out: a better table must not void a run.
 _RESULT_CODE = (
-    "algorithm", "evaluation/evaluate.py", "experiment/jobs.py", "experiment/run.py", "generation", "masking.py", "models", "rewards", "rollouts", "seeding.py",
-    "tasks", "training", "types.py",
-)  # fmt: skip
+    "algorithm",
+    "evaluation/evaluate.py",
+    "experiment/jobs.py",
+    "experiment/run.py",
+    "generation",
+    "masking.py",
+    "models",
+    "rewards",
+    "rollouts",
+    "seeding.py",
+    "tasks",
+    "training",
+    "types.py",
+)
 
 
 class RunDirectory:
