@@ -111,7 +111,7 @@ def long_runs() -> None:
         CompareConfig(
             regimes=regimes,
             seeds=(0, 1),
-            steps=80,
+            steps=60,
             learning_rates={"sharpening": 1e-3, "tempered": 1e-3},
             validation=ValidationConfig(every=10),
             evaluation=LIGHT,
@@ -239,6 +239,37 @@ def group_table(name: str, group: str) -> str:
     return table([group, "base %", *(f"{regime} Δ" for regime in regimes)], rows)
 
 
+def pass_table(name: str) -> str:
+    """pass@n by role: what a model can still find."""
+    found = results(name)
+    rows = []
+    for role in found["base"]["roles"]:
+        summaries = [found["base"], *found["regimes"].values()]
+        figures = [summary["roles"][role]["pass_at_k"] for summary in summaries]
+        rows.append([role, *(percent(by_k[max(by_k, key=int)]) for by_k in figures)])
+    return table(["role", "base pass@n %", *found["regimes"]], rows)
+
+
+def gradient_table(name: str) -> str:
+    """Norm, variance and signal-to-noise of the gradient by regime: a ratio of sums over the steps of each seed."""
+    rows = []
+    for regime in results(name)["regimes"]:
+        traces = [
+            [row for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()) if row["step"] > 0]
+            for path in sorted((RUNS / name / regime).glob("seed_*/metrics.jsonl"))
+        ]
+        figures = []
+        for rows_of_seed in traces:
+            variance = sum(row["gradient/variance_trace"] for row in rows_of_seed)
+            signal = sum(row["gradient/signal_squared"] for row in rows_of_seed)
+            norm = sum(row["grad_norm"] for row in rows_of_seed) / len(rows_of_seed)
+            scores = sum(row["score/std"] for row in rows_of_seed) / len(rows_of_seed)
+            figures.append((scores, norm, variance / len(rows_of_seed), signal / variance))
+        rows.append([regime, *(", ".join(f"{seed[place]:.2f}" for seed in figures) for place in range(4))])
+    columns = ("regime", "sd of the score", "gradient norm", "tr Cov(gradient)", "signal-to-noise")
+    return table(columns, rows)
+
+
 def tuning_table() -> str:
     """Validation accuracy of the last and of the best check, KL and entropy at the end, by regime and rate."""
     found = json.loads((RUNS / "tune" / "tune.json").read_text(encoding="utf-8"))
@@ -275,11 +306,13 @@ TABLES: dict[str, Callable[[], str]] = {
     "roles": lambda: group_table("default", "roles"),
     "modes": lambda: group_table("default", "modes"),
     "families": lambda: group_table("default", "families"),
+    "gradients": lambda: gradient_table("default"),
     "fixed_length": lambda: headline_table(("48 tokens", "fixed_length")),
     "tune": lambda: tuning_table(),
-    "long_runs": lambda: headline_table(("80 steps", "long_runs")),
+    "long_runs": lambda: headline_table(("60 steps", "long_runs")),
     "hybrid": lambda: headline_table(("hybrid", "hybrid")),
     "hybrid_roles": lambda: group_table("hybrid", "roles"),
+    "hybrid_pass": lambda: pass_table("hybrid"),
     "mistake_rate": lambda: headline_table(*((f"shift {shift:+g}", f"mistake_rate_{shift:+g}") for shift in SHIFTS)),
     "label_free": lambda: headline_table(("label-free", "label_free")),
 }
