@@ -1,4 +1,4 @@
-# make compare   train the embedded base under every regime and print the table (installs first, about 10 minutes on 2 cores)
+# make compare   train the embedded base under every regime and print the table (installs first, about 9 minutes on 2 cores)
 # make quick     the same in about a minute, with fewer steps, seeds and problems
 # make test      lint, types, import contracts, tests
 # make findings  the longer runs behind docs/findings.md, an hour and a half; make coverage  docs/intervals.md, two minutes
@@ -50,10 +50,12 @@ $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.runtime: $(VENV)/bin/pip pyproject.toml constraints.txt
+	@echo "installing into $(VENV), a few minutes the first time"
 	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt --editable .
 	touch $@
 
 $(VENV)/.dev: $(VENV)/bin/pip pyproject.toml constraints.txt
+	@echo "installing into $(VENV), a few minutes the first time"
 	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt --editable '.[dev]'
 	touch $@ $(VENV)/.runtime
 

@@ -46,7 +46,7 @@ class CompareCommand:
     beta_inv: tuple[float, ...] = ()
     """With --alpha: tilted sampling at each β⁻¹; 100 if none is named."""
     quick: bool = False
-    """A look in about a minute: one seed, few steps, few problems. Too small to conclude from."""
+    """A look in about a minute: one seed, few steps, few problems, into NAME-quick. Too small to conclude from."""
     tune: bool = False
     """Instead of comparing, try one learning-rate grid for every regime on validation problems (into NAME-tune)."""
     families: bool = False
@@ -170,7 +170,7 @@ def _compare(command: CompareCommand) -> None:
         config = dataclasses.replace(config, regimes=_regime_grid(command.alpha, command.beta_inv or (100.0,)))
     suffix = "-tune" if command.tune else "-quick" if command.quick else ""
     folder = Path(command.out) / f"{command.name}{suffix}"
-    console = Console()
+    console = _console()
     if command.tune:
         with ProgressDisplay(console) as display:
             result = experiment.tune(config, folder, on_start=display.on_start, on_event=display.on_event)
@@ -186,8 +186,12 @@ def _compare(command: CompareCommand) -> None:
 
 def _train(command: TrainCommand) -> None:
     from bsharp.experiment import train
+    from bsharp.training import latest_checkpoint
 
-    console = Console()
+    console = _console()
+    done = latest_checkpoint(Path(command.out) / "checkpoints")
+    if done:
+        console.print(f"going on from {done.name} of {command.out}", highlight=False)
 
     def show(step: int, metrics: Any) -> None:
         checked = f"  validation {metrics['validation/accuracy']:.1%}" if "validation/accuracy" in metrics else ""
@@ -215,7 +219,7 @@ def _evaluate(command: EvaluateCommand) -> None:
     from bsharp.reporting import print_summary
     from bsharp.runlog import RunDirectory
 
-    console = Console()
+    console = _console()
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("completions", total=None)
         records = evaluate_model(
@@ -245,13 +249,15 @@ def _pretrain(command: PretrainCommand) -> None:
 
     if (Path(command.out) / "config.json").exists():
         raise ConfigError(f"{command.out} holds a model already; choose another --out, or delete it")
-    console = Console()
+    console = _console()
     columns = (TextColumn("pretraining"), BarColumn(), TextColumn("{task.completed}/{task.total} steps"))
     loss_column = TextColumn("loss {task.fields[loss]:.2f} nats per document")
     with Progress(
         *columns, loss_column, TimeRemainingColumn(), console=console, disable=not console.is_terminal
     ) as bar:
         task = bar.add_task("", total=command.settings.steps, loss=float("nan"))
+        if not console.is_terminal:
+            console.print(f"pretraining {command.settings.steps} steps, then measuring the model", highlight=False)
 
         def show(step: int, steps: int, loss: float) -> None:
             bar.update(task, completed=step, loss=loss)
@@ -268,7 +274,13 @@ def _table(command: TableCommand) -> None:
 
     path = Path(command.run)
     if not (path / "results.json").exists():
-        raise ConfigError(f"{path} holds no results.json; give the directory of a finished `bsharp compare`")
+        others = sorted(found.parent.name for found in path.parent.glob(f"{path.name}*/results.json"))
+        remedy = (
+            f"did you mean {path.parent / others[0]}?"
+            if others
+            else "give the directory of a finished `bsharp compare`"
+        )
+        raise ConfigError(f"{path} holds no results.json; {remedy}")
     results = require_results(RunDirectory(path).read_json("results.json"))
     print_results(results, families=command.families)
     if command.svg:
@@ -345,6 +357,12 @@ def _print_tuning(console: Console, result: dict[str, Any]) -> None:
     for name, rate in result["chosen"].items():
         if rate is not None:
             console.print(f'"{name}" = {rate:g}', markup=False, highlight=False)
+
+
+def _console() -> Console:
+    """The screen; where the output is no terminal, lines are left as long as they are."""
+    console = Console()
+    return console if console.is_terminal else Console(soft_wrap=True)
 
 
 def _one_line(error: BaseException) -> str:

@@ -61,7 +61,7 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True, config=_strict)
 class SamplingConfig:
-    """How training rollouts are drawn. They are scored at the same temperature and with the full vocabulary (contract 2)."""
+    """How training rollouts are drawn. They are scored at the same temperature and with the full vocabulary."""
 
     prompts_per_step: PositiveInt = 24
     """Problems per training step (P)."""

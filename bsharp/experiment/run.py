@@ -122,7 +122,9 @@ def check_same_run(run: RunDirectory, config: Mapping[str, Any], ours: Mapping[s
     lines += differences(ours["identity"], run.read_json("manifest.json")["identity"], "manifest.")
     if lines:
         shown = "; ".join(lines[:6]) + (f"; and {len(lines) - 6} more" if len(lines) > 6 else "")
-        raise ConfigError(f"{run.path} belongs to another run ({shown}); choose another directory, or delete this one")
+        raise ConfigError(
+            f"{run.path} belongs to another run ({shown}); name another directory with --out (or --name), or delete this one"
+        )
 
 
 def validation_metrics(records: Sequence[Record]) -> dict[str, float]:

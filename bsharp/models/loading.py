@@ -56,6 +56,11 @@ def load_language_model(name_or_path: str, dtype: str = "float32", device: str =
     loaded, saying what was tried.
     """
     path = str(embedded_folder()) if name_or_path == EMBEDDED_MODEL else os.path.expanduser(name_or_path)
+    # A hub name is `name` or `owner/name`: anything else can only be a folder.
+    if not Path(path).exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
+        raise ConfigError(
+            f"model = {name_or_path!r}: there is no such folder; check the path, or give a hub name owner/name"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(

@@ -40,7 +40,8 @@ def notes(results: Results, families: bool = False) -> list[str]:
     lines += _figure_notes(results)
     if families:
         lines += _family_notes(results)
-    return lines + [f"Choice that used labels: {plain_text(choice)}." for choice in results["choices_using_labels"]]
+    choices = [f"- {plain_text(choice)}" for choice in results["choices_using_labels"]]
+    return lines + (["Choices that used labels:", *choices] if choices else [])
 
 
 def _what(results: Results) -> str:

@@ -105,6 +105,9 @@ def gain_beyond_best(
     estimate = float(100.0 * (means[0] - means[1 + chosen]))
     low, high = (float(bound) for bound in np.quantile(100.0 * gains, [tail, 1.0 - tail]))
     reach = max(estimate - low, high - estimate)
+    if not (test[0] - test[1 + chosen]).any():
+        # Equal on every problem: what remains are problems not seen, of which a share of up to 1 - tail^(1/P) may differ.
+        reach = max(reach, 100.0 * (1.0 - tail ** (1.0 / test.shape[2])))
     gain = Estimate(
         estimate=estimate,
         low=estimate - reach,

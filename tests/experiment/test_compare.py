@@ -130,6 +130,7 @@ def test_every_regime_gets_the_same_settings_but_its_objective_and_rate() -> Non
         (["compare", "--steps", "0"], 2, "steps = 0 cannot be used"),
         (["compare", "--tasks", "gsm9k"], 2, "gsm9k"),
         (["compare", "--model", "no/such-model-anywhere"], 2, "could not be loaded"),
+        (["compare", "--model", "runs/nowhere/last"], 2, "there is no such folder"),
         (["compare", "--seeds", "1", "1"], 2, "names a seed twice"),
         (["compare", "--sampling.top-p", "0.9"], 2, "set sampling.top_p = 1"),
         (["compare", "--device", "cuda:9"], 2, "device = 'cuda:9' cannot be used"),

@@ -175,3 +175,11 @@ def test_unlike_inputs_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             gain_beyond_best(**(inputs | change), rng=rng())
+
+
+def test_regimes_equal_on_every_problem_are_not_known_to_be_equal_on_problems_not_seen() -> None:
+    same = np.zeros((1, 21))
+    verdict = gain_beyond_best(same, {"a": same}, {"a": same}, rng=np.random.default_rng(0))
+    assert verdict.gain.estimate == 0.0
+    assert verdict.gain.high == pytest.approx(100 * (1 - 0.025 ** (1 / 21)))
+    assert verdict.gain.low == -verdict.gain.high
