@@ -1,7 +1,7 @@
 # make compare   train the embedded base under every regime and print the table (installs first, about 9 minutes on 2 cores)
 # make quick     the same in about a minute, with fewer steps, seeds and problems
 # make test      lint, types, import contracts, tests
-# make findings  the longer runs behind docs/findings.md, an hour and a half; make coverage  docs/intervals.md, two minutes
+# make findings  the longer runs behind docs/findings.md, an hour and a half; make coverage  docs/intervals.md, a few minutes
 # PYTHON=python3.12 chooses the interpreter; PIP_ARGS is handed to pip (see README for the CPU build of torch).
 
 PYTHON ?= python3
