@@ -266,11 +266,11 @@ class PretrainConfig:
 PRETRAIN_PRESETS: Mapping[str, PretrainConfig] = MappingProxyType(
     {
         "tiny": PretrainConfig(),
-        "reduced": PretrainConfig(steps=1500),
+        "reduced": PretrainConfig(steps=1500, figure_problems=16, figure_unsolved_samples=64),
         "small": PretrainConfig(architecture="small", matrix_learning_rate=0.015, learning_rate=2e-3),
     }
 )
-"""tiny is the base inside the package, reduced the same model with less training, small the larger one."""
+"""tiny is the base inside the package, reduced the same model with less training and coarser figures, small the larger one."""
 
 
 C = TypeVar("C")
