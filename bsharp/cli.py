@@ -288,13 +288,14 @@ def _table(command: TableCommand) -> None:
 
 
 def _quick(settings: CompareConfig) -> CompareConfig:
-    """One seed, 12 steps, 96 problems × 8 samples: for a look, not for a conclusion."""
+    """One seed, 8 steps of 16 problems, 63 test problems × 8 samples: for a look, not for a conclusion."""
     return dataclasses.replace(
         settings,
         seeds=settings.seeds[:1],
-        steps=12,
-        validation=dataclasses.replace(settings.validation, problems=48, every=6),
-        evaluation=dataclasses.replace(settings.evaluation, problems=96, samples=8),
+        steps=8,
+        sampling=dataclasses.replace(settings.sampling, prompts_per_step=16),
+        validation=dataclasses.replace(settings.validation, problems=42, every=4),
+        evaluation=dataclasses.replace(settings.evaluation, problems=63, samples=8),
     )
 
 
