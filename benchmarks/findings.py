@@ -1,7 +1,7 @@
 """The experiments behind docs/findings.md. Each is a comparison in its own run directory; finished ones are used again.
 
     python benchmarks/findings.py list
-    python benchmarks/findings.py run fixed_length hybrid     # or: run all (about an hour on 2 cores)
+    python benchmarks/findings.py run fixed_length hybrid     # or: run all (an hour and a half on 2 cores)
     python benchmarks/findings.py tables                      # writes the tables into docs/findings.md
 
 A table in docs/findings.md stands between `<!-- table NAME -->` and `<!-- end NAME -->` and is never edited by hand.
@@ -140,10 +140,6 @@ def mistake_rate() -> None:
         )
 
 
-def label_free() -> None:
-    compare("label_free", CompareConfig(regimes=("entropy_minimisation", "tempered(alpha=4)"), evaluation=LIGHT))
-
-
 EXPERIMENTS: dict[str, Callable[[], None]] = {
     "tune": tune,
     "pretrain_bases": pretrain_bases,
@@ -152,7 +148,6 @@ EXPERIMENTS: dict[str, Callable[[], None]] = {
     "long_runs": long_runs,
     "hybrid": hybrid,
     "mistake_rate": mistake_rate,
-    "label_free": label_free,
 }
 
 
@@ -314,7 +309,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "hybrid_roles": lambda: group_table("hybrid", "roles"),
     "hybrid_pass": lambda: pass_table("hybrid"),
     "mistake_rate": lambda: headline_table(*((f"shift {shift:+g}", f"mistake_rate_{shift:+g}") for shift in SHIFTS)),
-    "label_free": lambda: headline_table(("label-free", "label_free")),
 }
 
 
