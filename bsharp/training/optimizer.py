@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 from collections.abc import Callable, Iterable
@@ -27,6 +28,11 @@ def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig)
             if isinstance(value, type) and issubclass(value, torch.optim.Optimizer) and name != "Optimizer"
         )
         raise ConfigError(f"optimizer.name = {config.name!r} is not in torch.optim; known: {', '.join(known)}")
+    if inspect.signature(kind.step).parameters["closure"].default is inspect.Parameter.empty:
+        raise ConfigError(
+            f"optimizer.name = {config.name!r} evaluates the loss several times a step, which one batch of rollouts cannot "
+            "serve; choose a first-order one such as AdamW"
+        )
     try:
         build: Callable[..., torch.optim.Optimizer] = kind
         return build(list(parameters), lr=config.learning_rate, **dict(config.options))

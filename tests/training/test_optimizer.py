@@ -57,3 +57,5 @@ def test_unknown_optimizers_and_options_are_one_line() -> None:
         build_optimizer([parameter], OptimizerConfig(name="Adamm"))
     with pytest.raises(ConfigError, match=r"do not fit torch.optim.SGD"):
         build_optimizer([parameter], OptimizerConfig(name="SGD", options={"betas": [0.9, 0.9]}))
+    with pytest.raises(ConfigError, match=r"optimizer.name = 'LBFGS' evaluates the loss several times"):
+        build_optimizer([parameter], OptimizerConfig(name="LBFGS", options={}))
