@@ -18,6 +18,7 @@ from bsharp.config import (
     ValidationConfig,
 )
 from bsharp.experiment import build_workbench, load_tasks, train
+from bsharp.experiment.run import validation_metrics
 from bsharp.generation import LogitsError
 from bsharp.models import weights_hash
 from bsharp.runlog import RunDirectory
@@ -274,3 +275,15 @@ def test_ppo_with_a_critic_and_grpo_learn(algorithm: AlgorithmConfig, bench, tmp
     # 256 samples a check: the standard error of the difference is at most 4.4 points. 10 points: false alarm about 1 %.
     assert rows[-1]["validation/accuracy"] > rows[0]["validation/accuracy"] + 0.10
     assert all(math.isfinite(row["grad_norm"]) for row in metrics_of(tmp_path)[1:])
+
+
+def test_the_validation_kl_is_positive_where_the_policy_likes_its_samples_better_than_the_base() -> None:
+    records = [
+        {"reward": 1.0, "logprob": -1.0, "base_logprob": -3.0},
+        {"reward": None, "logprob": -2.0, "base_logprob": -2.5},
+        {"reward": 0.0, "logprob": -4.0, "base_logprob": -3.5},
+    ]
+    metrics = validation_metrics(records)
+    assert metrics["validation/kl(policy||base)/k1_nats_per_sequence"] == pytest.approx((2.0 + 0.5 - 0.5) / 3)
+    assert metrics["validation/accuracy"] == 0.5  # of those graded
+    assert math.isnan(validation_metrics(records[1:2])["validation/accuracy"])

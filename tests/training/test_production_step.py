@@ -19,7 +19,7 @@ from bsharp.models.value_head import ValueHead
 from bsharp.rollouts import RolloutBatch
 from bsharp.theory.policy_gradient import exact_objective
 from bsharp.theory.world import from_arrays
-from bsharp.training.step import Critic, Update, accumulate_gradient, advantages_of, training_step
+from bsharp.training.step import Critic, Update, accumulate_gradient, advantages_of, score_metrics, training_step
 
 PROMPT = (1, 2)
 VOCAB, MAX_LENGTH, EOS = 3, 3, (0,)
@@ -297,3 +297,20 @@ def test_several_passes_and_minibatches_use_every_problem_once_per_pass() -> Non
         parts.append(torch.cat([p.grad.reshape(-1) for p in policy.model.parameters()]))
     # Equal minibatches of the same weights: the mean of their gradients is the gradient of the whole batch.
     torch.testing.assert_close((parts[0] + parts[1]) / 2, parts[2])
+
+
+def test_the_logged_kl_is_that_of_the_policy_from_the_base_and_not_the_reverse() -> None:
+    policy, base = small_model(vocab_size=VOCAB, seed=1), small_model(vocab_size=VOCAB, seed=2)
+    log_policy, log_base = (
+        torch.stack([plain_logprob(model, PROMPT, response) for response in RESPONSES]).detach()
+        for model in (policy, base)
+    )
+    logged = 0.0
+    for row in range(len(RESPONSES)):
+        batch = make_batch(policy, [row], [0])
+        base_logprobs = response_logprobs(base, batch.prompt_token_ids, batch.response_token_ids, batch.mask)
+        metrics = score_metrics(batch, batch.rewards, base_logprobs)
+        logged += float(log_policy[row].exp()) * metrics["kl(policy||base)/k1_nats_per_sequence"]
+    exact = float((log_policy.exp() * (log_policy - log_base)).sum())
+    assert exact > 0.01
+    assert logged == pytest.approx(exact, rel=1e-6)
