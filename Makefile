@@ -1,6 +1,8 @@
-# make compare   train the embedded base under every regime and print the table (installs first, about 9 minutes on 2 cores)
+# make compare   train the embedded base under every regime, print the table, write the page (installs first, about 10 minutes on 2 cores)
 # make quick     the same in about a minute, with fewer steps, seeds and problems
-# make test      lint, types, import contracts, tests
+# make diagnose  loss surface, input sensitivity and gradients after training of that comparison, then its page again
+# make test      lint, types, import contracts, tests; installs Debian's Chromium for the page where it may
+# make alarm     trains the runs behind docs/collapse_alarm.md, make variance measures what gradient variance costs
 # make findings  the longer runs behind docs/findings.md, an hour and a half; make coverage  docs/intervals.md, a few minutes
 # PYTHON=python3.12 chooses the interpreter; PIP_ARGS is handed to pip (see README for the CPU build of torch).
 
@@ -15,13 +17,16 @@ ARGS ?=
 export OMP_WAIT_POLICY ?= passive
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: compare quick test lint findings tune pretrain coverage clean
+.PHONY: compare quick diagnose test lint browser findings tune pretrain coverage alarm variance clean
 
 compare: $(VENV)/.runtime
 	$(BIN)/bsharp compare $(ARGS)
 
 quick: $(VENV)/.runtime
 	$(BIN)/bsharp compare --quick $(ARGS)
+
+diagnose: $(VENV)/.runtime
+	$(BIN)/bsharp diagnose $(ARGS)
 
 pretrain: $(VENV)/.runtime
 	$(BIN)/bsharp pretrain $(ARGS)
@@ -32,8 +37,12 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: lint
-	$(BIN)/pytest -n 2 $(ARGS)
+# The page is tested in a real Chromium; without one those tests are skipped, and this says so.
+browser: $(VENV)/.dev
+	@$(BIN)/python tests/chromium.py
+
+test: lint browser
+	$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
 
 tune: $(VENV)/.runtime
 	$(BIN)/bsharp compare --tune $(ARGS)
@@ -41,6 +50,12 @@ tune: $(VENV)/.runtime
 findings: $(VENV)/.dev
 	$(BIN)/python benchmarks/findings.py run all
 	$(BIN)/python benchmarks/findings.py tables
+
+alarm: $(VENV)/.dev
+	$(BIN)/python benchmarks/collapse_alarm.py $(ARGS)
+
+variance: $(VENV)/.dev
+	$(BIN)/python benchmarks/gradient_variance_cost.py $(ARGS)
 
 coverage: $(VENV)/.dev
 	$(BIN)/python benchmarks/interval_coverage.py $(ARGS) > docs/intervals.md

@@ -19,6 +19,7 @@ from bsharp.config import (
     PRETRAIN_PRESETS,
     CompareConfig,
     ConfigError,
+    DiagnoseConfig,
     EvaluationConfig,
     PretrainConfig,
     TrainConfig,
@@ -114,6 +115,31 @@ class TableCommand:
     """Also write the table as an SVG picture to this file."""
 
 
+@dataclasses.dataclass(frozen=True)
+class DiagnoseCommand:
+    """Explain a finished comparison: gradients, mistakes, input sensitivity, loss surface; then write its page again."""
+
+    settings: Annotated[DiagnoseConfig, Flat]
+    run: tyro.conf.Positional[str] = "runs/compare"
+    """Run directory of a finished comparison."""
+    only: tuple[
+        Literal["drift", "calibration", "problems", "alignment", "mistakes", "sensitivity", "surface"], ...
+    ] = ()
+    """Diagnostics to make; none named means all."""
+    config: str | None = None
+    """TOML file with defaults for the other settings; its keys are the field names."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportCommand:
+    """Write one self-contained page about one or several run directories; reads them only, no model is needed."""
+
+    runs: tyro.conf.Positional[tuple[str, ...]] = ("runs/compare",)
+    """Run directories of compare, train or evaluate; a comparison may still be running."""
+    out: str | None = None
+    """File to write; by default report.html in the run's directory. Needed for several runs."""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point. Exit status 0: done; 1: failed; 2: the command line or a config is wrong; 130: interrupted."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
@@ -176,12 +202,50 @@ def _compare(command: CompareCommand) -> None:
             result = experiment.tune(config, folder, on_start=display.on_start, on_event=display.on_event)
         _print_tuning(console, result)
         return
+    settings = QUICK_DIAGNOSTICS if command.quick else None
     with ProgressDisplay(console) as display:
-        results = experiment.compare(config, folder, display.on_start, display.on_event)
+        results = experiment.compare(
+            config, folder, display.on_start, display.on_event, display.on_diagnostic, settings
+        )
     print_results(results, families=command.families)
     console.print(
-        f"Written to {folder}: results.json, table.md, metrics and every sample", highlight=False, markup=False
+        f"Written to {folder}: results.json, table.md, metrics and every sample\n"
+        f"The page: {folder / 'report.html'}  (`bsharp diagnose {folder}` adds loss surface, input sensitivity and "
+        "gradients after training)",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
     )
+
+
+def _diagnose(command: DiagnoseCommand) -> None:
+    from rich.progress import Progress
+
+    from bsharp.experiment import DIAGNOSTICS, diagnose
+    from bsharp.reporting import write_report
+
+    console = _console()
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        bars: dict[str, Any] = {}
+
+        def show(name: str, done: int, total: int) -> None:
+            if name not in bars:
+                bars[name] = bar.add_task(name, total=total)
+                if not console.is_terminal:
+                    console.print(f"{name} …", highlight=False)
+            bar.update(bars[name], completed=done, total=total)
+
+        files = diagnose(command.run, command.settings, command.only or DIAGNOSTICS, show)
+    page = write_report([Path(command.run)])
+    console.print(f"Written: {', '.join(str(file) for file in files)}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"The page: {page}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _report(command: ReportCommand) -> None:
+    from bsharp.reporting import write_report
+
+    page = write_report([Path(run) for run in command.runs], Path(command.out) if command.out else None)
+    _console().print(f"The page: {page}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _train(command: TrainCommand) -> None:
@@ -202,7 +266,10 @@ def _train(command: TrainCommand) -> None:
             highlight=False,
         )
 
-    _, progress = train(command.settings, command.out, watchers=[show])
+    def warn(sentence: str) -> None:
+        console.print(sentence, style="yellow", markup=False, highlight=False)
+
+    _, progress = train(command.settings, command.out, watchers=[show], on_alarm=warn)
     best = (
         f"; the best by validation, of step {progress.best_step}, in {command.out}/best" if progress.best_step else ""
     )
@@ -285,6 +352,9 @@ def _table(command: TableCommand) -> None:
     print_results(results, families=command.families)
     if command.svg:
         Path(command.svg).write_text(table_svg(results), encoding="utf-8")
+
+
+QUICK_DIAGNOSTICS = DiagnoseConfig(alignment_problems=32, mistake_problems=4)
 
 
 def _quick(settings: CompareConfig) -> CompareConfig:
@@ -380,4 +450,6 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "evaluate": (EvaluateCommand, _evaluate),
     "pretrain": (PretrainCommand, _pretrain),
     "table": (TableCommand, _table),
+    "diagnose": (DiagnoseCommand, _diagnose),
+    "report": (ReportCommand, _report),
 }

@@ -22,12 +22,14 @@ __all__ = [
     "AlgorithmConfig",
     "CompareConfig",
     "ConfigError",
+    "DiagnoseConfig",
     "EvaluationConfig",
     "OptimizerConfig",
     "PretrainConfig",
     "SamplingConfig",
     "TrainConfig",
     "ValidationConfig",
+    "WatchConfig",
     "as_dict",
     "build_config",
     "load_config",
@@ -105,8 +107,9 @@ class AlgorithmConfig:
     """gae: learning rate of the value head."""
     value_clip: PositiveFloat = 0.2
     """gae: clip range of the value loss."""
-    variance_subbatches: Annotated[int, Field(ge=2)] = 4
-    """Disjoint sub-batches of problems whose gradients give the variance and the signal-to-noise ratio of every step."""
+    variance_subbatches: Annotated[int, Field(ge=2)] | None = None
+    """Disjoint sub-batches of problems whose gradients give the variance and the signal-to-noise ratio of every step; none
+    named means that every problem is one of its own."""
 
 
 @dataclass(frozen=True, config=_strict)
@@ -139,6 +142,46 @@ class ValidationConfig:
     """Completions per validation problem at the sampling temperature."""
     every: PositiveInt = 10
     """Steps between checks; the last step is always checked."""
+
+
+@dataclass(frozen=True, config=_strict)
+class WatchConfig:
+    """What is measured and kept while a policy trains, beside the figures of every step."""
+
+    objectives: tuple[str, ...] = ()
+    """Regimes whose gradients on the run's own rollouts are compared; a comparison names all of its own."""
+    every: PositiveInt = 10
+    """Steps between these probes; the first step is always probed."""
+    snapshot_every: PositiveInt = 5
+    """Steps between snapshots of the weights, from which the path on the loss surface is drawn."""
+    snapshot_megabytes: NonNegativeFloat = 64.0
+    """Megabytes of disk for the snapshots of one run, 2 bytes a weight; a run whose snapshots need more keeps none."""
+
+
+@dataclass(frozen=True, config=_strict)
+class DiagnoseConfig:
+    """How much `bsharp diagnose` measures; more costs time and narrows the intervals."""
+
+    alignment_problems: Annotated[int, Field(ge=16)] = 96
+    """Training problems on whose rollouts the gradients of all regimes are compared."""
+    alignment_samples: Annotated[int, Field(ge=2)] = 8
+    """Completions per problem of that batch."""
+    mistake_problems: PositiveInt = 12
+    """Test problems per family whose right and mistaken solutions are scored."""
+    sensitivity_problems: PositiveInt = 126
+    """Test problems of which harmlessly changed versions are asked."""
+    sensitivity_samples: PositiveInt = 4
+    """Completions per problem and version, beside the greedy one."""
+    surface_problems: PositiveInt = 64
+    """Validation problems sampled at every point of the loss surface."""
+    surface_samples: PositiveInt = 4
+    """Completions per problem and point."""
+    surface_grid: Annotated[int, Field(ge=3)] = 11
+    """Points along each axis of a plane; an even number is raised by one, so that the base is a point."""
+    seed: NonNegativeInt = 0
+    """Seed of problems and samples."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Parallel processes of one thread each; 0 means one per CPU core."""
 
 
 @dataclass(frozen=True, config=_strict)
@@ -185,6 +228,9 @@ class TrainConfig:
     algorithm: AlgorithmConfig = AlgorithmConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     validation: ValidationConfig = ValidationConfig()
+    watch: WatchConfig = WatchConfig()
+    stop_on_collapse: bool = False
+    """End the run at the first alarm that its output has degenerated; otherwise alarms only warn."""
     microbatch_rows: PositiveInt = 32
     """Rows per forward and backward pass; changes speed and memory, not the gradient."""
     checkpoint_every: PositiveInt = 10
@@ -221,6 +267,9 @@ class CompareConfig:
     final_validation_samples: PositiveInt = 8
     """Completions per validation problem of the last checkpoint; the verdict's choice among regimes rests on them."""
     evaluation: EvaluationConfig = EvaluationConfig()
+    watch: WatchConfig = WatchConfig()
+    stop_on_collapse: bool = False
+    """End a run at the first alarm that its output has degenerated; otherwise alarms only warn."""
     microbatch_rows: PositiveInt = 32
     """Rows per forward and backward pass."""
     workers: Annotated[int, Field(ge=0)] = 0

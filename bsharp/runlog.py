@@ -16,7 +16,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,10 @@ __all__ = ["RunDirectory", "code_hash", "differences", "manifest"]
 # What can change a figure. Tables and the command line are left out: a better table must not void a run.
 _RESULT_CODE = (
     "algorithm",
+    "diagnostics/alarm.py",
     "evaluation/evaluate.py",
     "experiment/jobs.py",
+    "experiment/monitors.py",
     "experiment/run.py",
     "generation",
     "masking.py",
@@ -76,11 +78,13 @@ class RunDirectory:
         os.replace(temporary, target)
 
     def rows(self, name: str) -> Iterator[dict[str, Any]]:
-        """The lines of `name`. A last line cut off by a crash is left out; a broken line elsewhere is an error."""
+        """The lines of `name`. A last line cut off by a crash is left out; a broken line elsewhere is an error. Bytes that
+        are no UTF-8 become U+FFFD.
+        """
         path = self.path / name
         if not path.exists():
             return
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8", errors="replace") as file:
             for number, line in enumerate(file, start=1):
                 if not line.endswith("\n"):
                     return
@@ -103,11 +107,11 @@ class RunDirectory:
         self.path.mkdir(parents=True)
 
 
-def code_hash() -> str:
-    """SHA-256 over the source files that can change a figure (16 hex digits)."""
+def code_hash(parts: Sequence[str] = _RESULT_CODE) -> str:
+    """SHA-256 over the source files that can change a figure (16 hex digits), or over other files and folders of the package."""
     root = Path(__file__).parent
     digest = hashlib.sha256()
-    for part in _RESULT_CODE:
+    for part in parts:
         path = root / part
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             if file.suffix in {".py", ".toml"}:

@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bsharp.algorithm import parse_objective
-from bsharp.evaluation.problem_figures import ProblemFigures, Record, problem_figures, require_paired
+from bsharp.evaluation.problem_figures import ProblemFigures, problem_figures
 from bsharp.evaluation.schema import SCHEMA_VERSION, validate_results
 from bsharp.evaluation.summary import accuracy_difference, summarize_figures
 from bsharp.seeding import generator
 from bsharp.statistics import SeedTrace, gain_beyond_best, judge_stability
+from bsharp.statistics.samples import Record
 
 __all__ = ["TASK_REWARD", "RegimeRecords", "build_results", "seed_trace"]
 
@@ -194,7 +195,7 @@ def _verdict(figures: Mapping[str, ProblemFigures], regimes: Mapping[str, Regime
             )
         validation[name] = problem_figures(records, f"{name} on validation")
     for name in rivals[1:]:
-        require_paired(validation[name], validation[rivals[0]])
+        validation[name].require_paired(validation[rivals[0]])
     test_tables, test_kept = _complete({name: figures[name] for name in (TASK_REWARD, *rivals)})
     validation_tables, validation_kept = _complete(validation)
     if min(test_kept.sum(), validation_kept.sum()) < 2:

@@ -7,17 +7,26 @@ both sides of a difference; the figure's note counts them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bsharp.evaluation.problem_figures import ProblemFigures, Record, problem_figures, require_paired, vote_sizes
+from bsharp.evaluation.problem_figures import ProblemFigures, problem_figures, vote_sizes
 from bsharp.seeding import generator
-from bsharp.statistics import Estimate, problem_and_seed_interval, within_problem_correlation
+from bsharp.statistics import Estimate, within_problem_correlation
+from bsharp.statistics.samples import (
+    BOOTSTRAP_SEED,
+    NOT_FINITE,
+    TOO_FEW_GRADED,
+    Record,
+    left_out,
+    linearised_ratio,
+    mean_where_defined,
+    noted,
+    undefined,
+)
 
 __all__ = ["accuracy_difference", "summarize", "summarize_figures"]
 
@@ -25,7 +34,6 @@ Array = NDArray[np.float64]
 Bounds = tuple[float, float]
 
 SHARE: Bounds = (0.0, 1.0)
-BOOTSTRAP_SEED = 0  # the figures of equal records are equal to the last digit
 REPLICATES = 2000  # of the bootstrap over problems
 SLICE_REPLICATES = 1000
 NO_BASE = "no base given"
@@ -72,7 +80,7 @@ def summarize_figures(
     if is_base:
         base = ours  # from here on: the base itself; None is no base
     if base is not None and base is not ours:
-        require_paired(ours, base)
+        ours.require_paired(base)
     elif ours.seeds > 1:
         raise ValueError(f"{ours.name} has {ours.seeds} seeds and no base to compare with; give base_records")
     everything = np.arange(len(ours.problem_ids))
@@ -99,7 +107,7 @@ def summarize_figures(
 
 def accuracy_difference(ours: ProblemFigures, theirs: ProblemFigures) -> dict[str, Any]:
     """Accuracy of one regime minus another's, paired by problem and, where the seeds are as many, by seed."""
-    require_paired(ours, theirs)
+    ours.require_paired(theirs)
     everything = np.arange(len(ours.problem_ids))
     return _interval(
         ours,
@@ -111,18 +119,17 @@ def accuracy_difference(ours: ProblemFigures, theirs: ProblemFigures) -> dict[st
 
 
 def _all_slices(ours: ProblemFigures, base: ProblemFigures | None) -> dict[str, Any]:
-    role_of = dict(zip(ours.families, ours.roles, strict=True))
-    mode_of = dict(zip(ours.families, ours.modes, strict=True))
-    task_of = dict(zip(ours.families, ours.tasks, strict=True))
+    tasks, roles, modes = (ours.labels(key) for key in ("task", "role", "mode"))
+    of_family = {
+        family: {"role": role, "mode": mode, "task": task}
+        for family, role, mode, task in zip(ours.families, roles, modes, tasks, strict=True)
+    }
     families = _slices(ours, base, ours.families)
-    standard = [mode if role == "standard" else None for role, mode in zip(ours.roles, ours.modes, strict=True)]
+    standard = [mode if role == "standard" else None for role, mode in zip(roles, modes, strict=True)]
     return {
-        "tasks": _slices(ours, base, ours.tasks),
-        "families": {
-            family: {"role": role_of[family], "mode": mode_of[family], "task": task_of[family], **figures}
-            for family, figures in families.items()
-        },
-        "roles": _slices(ours, base, ours.roles),
+        "tasks": _slices(ours, base, tasks),
+        "families": {family: {**of_family[family], **figures} for family, figures in families.items()},
+        "roles": _slices(ours, base, roles),
         "modes": _slices(ours, base, standard),
     }
 
@@ -177,10 +184,6 @@ def _in_seeds(ours: ProblemFigures, base: ProblemFigures | None) -> bool:
     return base is not None and base is not ours
 
 
-def _nothing(unit: str, note: str) -> Estimate:
-    return Estimate(math.nan, math.nan, math.nan, 0, unit, note)
-
-
 def _kl(
     ours: ProblemFigures, base: ProblemFigures | None, places: NDArray[np.intp], replicates: int | None
 ) -> dict[str, Any]:
@@ -188,7 +191,7 @@ def _kl(
     if base is ours:
         return Estimate(0.0, 0.0, 0.0, len(places), unit, THE_BASE).as_json()
     if not ours.base_scored:
-        return _nothing(unit, NO_BASE).as_json()
+        return undefined(unit, NO_BASE).as_json()
     return _figure(ours, base, "kl_to_base", places, unit, None, replicates)
 
 
@@ -196,7 +199,7 @@ def _delta(
     ours: ProblemFigures, base: ProblemFigures | None, key: str, places: NDArray[np.intp], replicates: int | None = None
 ) -> dict[str, Any]:
     if base is None:
-        return _nothing("fraction", NO_BASE_RECORDS if ours.base_scored else NO_BASE).as_json()
+        return undefined("fraction", NO_BASE_RECORDS if ours.base_scored else NO_BASE).as_json()
     if base is ours:
         return Estimate(0.0, 0.0, 0.0, len(places), "fraction", THE_BASE).as_json()
     values = ours.values[key] - base.values[key].mean(0)
@@ -204,14 +207,8 @@ def _delta(
 
 
 def _entropy(ours: ProblemFigures, base: ProblemFigures | None) -> Estimate:
-    """Nats per token: Σ −log π / Σ tokens, per seed.
-
-    A ratio of means R = N/D is, to first order, the mean over problems of R + (N_p − R · D_p) / D, whose mean is R exactly.
-    """
-    nats, tokens = ours.values["negative_logprob"], ours.values["length"]
-    mean_tokens = tokens.mean(1, keepdims=True)
-    ratio = nats.mean(1, keepdims=True) / mean_tokens
-    values = ratio + (nats - ratio * tokens) / mean_tokens
+    """Nats per token: Σ −log π / Σ tokens, per seed."""
+    values = linearised_ratio(ours.values["negative_logprob"], ours.values["length"])
     everything = np.arange(len(ours.problem_ids))
     return _interval(ours, values if _in_seeds(ours, base) else values[0], everything, "entropy", "nats/token")
 
@@ -227,42 +224,33 @@ def _interval(
     share_difference: bool = False,
 ) -> Estimate:
     """Mean and interval of `values` (S, P) or (P,) at `places`, without the problems that have no value."""
-    chosen = values[..., places]
-    defined = np.isfinite(chosen if chosen.ndim == 1 else chosen.sum(0))
-    reason = "values that are not finite" if key in _WITHOUT_GRADES else "too few graded samples"
-    left_out = f"{int((~defined).sum())} of {len(places)} problems left out: {reason}"
-    if not defined.any():
-        return _nothing(unit, left_out)
-    estimate = problem_and_seed_interval(
-        chosen[..., defined],
-        rng=generator(BOOTSTRAP_SEED, "interval", key),
-        unit=unit,
-        strata=[ours.families[place] for place in places[defined]],
+    return mean_where_defined(
+        values[..., places],
+        key,
+        [ours.families[place] for place in places],
+        unit,
+        reason=NOT_FINITE if key in _WITHOUT_GRADES else TOO_FEW_GRADED,
         bounds=bounds,
         share_difference=share_difference,
         replicates=replicates or REPLICATES,
     )
-    if defined.all():
-        return estimate
-    note = f"{left_out}; {estimate.note}" if estimate.note else left_out
-    return replace(estimate, note=note)
 
 
 def _correlation(ours: ProblemFigures, base: ProblemFigures | None) -> Estimate:
     if not ours.base_scored:
-        return _nothing("correlation", NO_BASE)
-    usable = ours.graded & np.isfinite(ours.base_logprobs)
+        return undefined("correlation", NO_BASE)
+    base_logprobs = ours.base_logprobs()
+    usable = ours.graded & np.isfinite(base_logprobs)
     seeds, problems, _ = np.nonzero(usable)
     figure = within_problem_correlation(
         ours.rewards[usable],
-        ours.base_logprobs[usable],
+        base_logprobs[usable],
         problems.tolist(),
         seeds=seeds.tolist() if _in_seeds(ours, base) else None,
         strata=dict(enumerate(ours.families)),
         rng=generator(BOOTSTRAP_SEED, "interval", "corr_reward_base_logprob"),
     )
-    left_out = len(ours.problem_ids) - figure.n
-    if not left_out or not figure.n:
+    if not figure.n:
         return figure
-    note = f"{left_out} of {len(ours.problem_ids)} problems left out: too few graded samples"
-    return replace(figure, note=f"{note}; {figure.note}" if figure.note else note)
+    met = len(ours.problem_ids)
+    return noted(figure, left_out(met - figure.n, met, TOO_FEW_GRADED))

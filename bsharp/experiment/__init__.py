@@ -1,13 +1,16 @@
 """The composition root: config → objects → run."""
 
-from bsharp.experiment.comparison import compare, regimes_of, write_results
+from bsharp.experiment.comparison import compare, write_results
+from bsharp.experiment.diagnose import DIAGNOSTICS, Diagnostic, diagnose
 from bsharp.experiment.jobs import Event, Job, JobFailed
 from bsharp.experiment.run import evaluate_model, train
-from bsharp.experiment.setup import Workbench, build_workbench, decoder_for, load_tasks
+from bsharp.experiment.setup import Workbench, build_workbench, decoder_for, load_tasks, regimes_of
 from bsharp.experiment.tune import LEARNING_RATE_GRID, tune
 
 __all__ = [
+    "DIAGNOSTICS",
     "LEARNING_RATE_GRID",
+    "Diagnostic",
     "Event",
     "Job",
     "JobFailed",
@@ -15,6 +18,7 @@ __all__ = [
     "build_workbench",
     "compare",
     "decoder_for",
+    "diagnose",
     "evaluate_model",
     "load_tasks",
     "regimes_of",

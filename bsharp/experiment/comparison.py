@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bsharp.algorithm import Objective, parse_objective
+from bsharp.algorithm import Objective
 from bsharp.config import (
     EMBEDDED_MODEL,
     SHIPPED_LEARNING_RATES,
     CompareConfig,
     ConfigError,
+    DiagnoseConfig,
     OptimizerConfig,
     TrainConfig,
     as_dict,
 )
 from bsharp.evaluation import RegimeRecords, build_results
+from bsharp.experiment.diagnose import CHEAP, diagnose
 from bsharp.experiment.jobs import Event, Job, is_complete, run_jobs
+from bsharp.experiment.live_report import REFRESH_SECONDS, LiveReport
 from bsharp.experiment.run import check_same_run
-from bsharp.experiment.setup import build_workbench, check_comparable, check_runnable, objective_of
+from bsharp.experiment.setup import BASE, build_workbench, check_comparable, check_runnable, objective_of, regimes_of
+from bsharp.experiment.workers import available_cores
 from bsharp.reporting import results_markdown
 from bsharp.runlog import RunDirectory, manifest
 
-__all__ = ["compare", "plan_jobs", "regimes_of"]
-
-BASE = "base"
+__all__ = ["compare", "plan_jobs"]
 
 
 def compare(
@@ -35,11 +36,15 @@ def compare(
     out: str | Path,
     on_start: Callable[[Sequence[Job], Sequence[Job]], None] | None = None,
     on_event: Callable[[Event], None] | None = None,
+    on_diagnostic: Callable[[str, int, int], None] | None = None,
+    diagnose_settings: DiagnoseConfig | None = None,
+    refresh_seconds: float = REFRESH_SECONDS,
 ) -> dict[str, Any]:
     """Train and evaluate every regime × seed from the same base and return the results written to `out`/results.json.
 
-    `on_start(all jobs, jobs still to do)` and `on_event` show progress. Directories of finished jobs are used again
-    where config, base and code are equal; ConfigError shows the difference otherwise. Nothing is deleted.
+    report.html is refreshed while the runs go on and written at the end, with the diagnostics that cost little (diagnose.CHEAP).
+    `on_start(all jobs, jobs still to do)`, `on_event` and `on_diagnostic` show progress. Directories of finished jobs are
+    used again where config, base and code are equal; ConfigError shows the difference otherwise. Nothing is deleted.
     """
     regimes = regimes_of(config)
     config = dataclasses.replace(
@@ -56,8 +61,14 @@ def compare(
     todo = [job for job in jobs if not is_complete(job)]
     if on_start:
         on_start(jobs, todo)
-    run_jobs(todo, config.workers, on_event or (lambda event: None))
-    return write_results(config, run, regimes)
+    report = LiveReport(run.path, len(jobs), len(todo), on_event or (lambda event: None), refresh_seconds)
+    run_jobs(todo, config.workers, report.on_event)
+    results = write_results(config, run, regimes)
+    settings = diagnose_settings or DiagnoseConfig(workers=config.workers)
+    diagnose(run.path, settings, CHEAP, on_diagnostic, cheaply=True)
+    if report.write() is None and on_event:
+        on_event(Event("report", "complete", 1, 1, warning=report.failure))
+    return results
 
 
 def learning_rates_of(config: CompareConfig) -> dict[str, float]:
@@ -71,11 +82,6 @@ def learning_rates_of(config: CompareConfig) -> dict[str, float]:
 def comparable_config(config: CompareConfig) -> dict[str, Any]:
     """The config without the number of workers, which changes when a run is done and not what it computes."""
     return as_dict(config) | {"workers": "any"}
-
-
-def available_cores() -> int:
-    """CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def write_results(config: CompareConfig, run: RunDirectory, regimes: Mapping[str, Objective]) -> dict[str, Any]:
@@ -93,29 +99,6 @@ def write_results(config: CompareConfig, run: RunDirectory, regimes: Mapping[str
     run.write_json("results.json", results)
     (run.path / "table.md").write_text(results_markdown(results), encoding="utf-8")
     return results
-
-
-def regimes_of(config: CompareConfig) -> dict[str, Objective]:
-    """Objectives by regime name, in order. Raises ConfigError for none, one that cannot be read, or a name twice."""
-    if not config.regimes:
-        raise ConfigError("regimes = () leaves nothing to compare; name at least one, e.g. task_reward")
-    regimes: dict[str, Objective] = {}
-    for spec in config.regimes:
-        try:
-            name, objective = parse_objective(spec)
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
-        if name in regimes or name == BASE:
-            raise ConfigError(
-                f"regimes: the name {name!r} is taken; write other_name={spec.partition('=')[0]}(…) for {spec!r}"
-            )
-        regimes[name] = objective
-    unknown = sorted(set(config.learning_rates) - set(regimes))
-    if unknown:
-        raise ConfigError(
-            f"learning_rates names {unknown[0]!r}, which is no regime of this run; regimes: {', '.join(regimes)}"
-        )
-    return regimes
 
 
 def plan_jobs(config: CompareConfig, regimes: Mapping[str, Objective], out: Path) -> list[Job]:
@@ -148,6 +131,8 @@ def train_config(config: CompareConfig, name: str, spec: str, seed: int) -> Trai
         algorithm=config.algorithm,
         optimizer=dataclasses.replace(config.optimizer, learning_rate=rate),
         validation=config.validation,
+        watch=dataclasses.replace(config.watch, objectives=config.watch.objectives or config.regimes),
+        stop_on_collapse=config.stop_on_collapse,
         microbatch_rows=config.microbatch_rows,
         checkpoint_every=config.validation.every,
         threads=1,

@@ -32,6 +32,7 @@ class ProgressDisplay:
         self._to_do = 0
         self._started = time.monotonic()
         self._live: Live | None = None
+        self._diagnostic = ""
 
     def __enter__(self) -> ProgressDisplay:
         if self._console.is_terminal:
@@ -76,6 +77,10 @@ class ProgressDisplay:
                 f"[{done}/{self._to_do}] {event.job} done{shown}, {self._remaining()}", highlight=False, markup=False
             )
 
+    def on_diagnostic(self, name: str, done: int, total: int) -> None:
+        """Called while the diagnostics of the finished runs are made."""
+        self._diagnostic = "" if done == total else f"{name} {done}/{total}"
+
     def _trains(self, name: str) -> bool:
         return any(job.name == name and job.trains for job in self._jobs)
 
@@ -111,7 +116,9 @@ class ProgressDisplay:
                 f"{event.phase} {event.done}/{event.total} {unit}",
                 "" if accuracy is None else f"validation accuracy {accuracy:.1%}",
             )
-        if not self._latest:
+        if self._diagnostic:
+            table.add_row("diagnostics", "", self._diagnostic, "")
+        if not self._latest and not self._diagnostic:
             table.add_row("starting workers", "", "", "")
         return table
 

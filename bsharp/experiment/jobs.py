@@ -128,10 +128,17 @@ def _run_job(job: Job) -> None:
         if latest_checkpoint(run.path / "checkpoints") is None:
             _events.put(Event(job.name, "training", 0, config.steps))
 
+        reached = 0
+
         def watch(step: int, metrics: Any) -> None:
+            nonlocal reached
+            reached = step
             _events.put(Event(job.name, "training", step, config.steps, metrics.get("validation/accuracy")))
 
-        policy, progress = train(config, run.path, bench, [watch])
+        def warn(sentence: str) -> None:
+            _events.put(Event(job.name, "training", reached, config.steps, warning=sentence))
+
+        policy, progress = train(config, run.path, bench, [watch], warn)
         best_step, stopped, last_step = progress.best_step, progress.stopped, progress.step
         if stopped:
             _events.put(Event(job.name, "training", last_step, config.steps, warning=stopped))

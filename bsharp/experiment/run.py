@@ -9,6 +9,7 @@ from typing import Any
 
 from bsharp.config import ConfigError, EvaluationConfig, TrainConfig, as_dict
 from bsharp.evaluation import evaluate
+from bsharp.experiment.monitors import alarms_for, probe_for
 from bsharp.experiment.setup import (
     Workbench,
     build_workbench,
@@ -32,11 +33,12 @@ def train(
     out: str | Path,
     workbench: Workbench | None = None,
     watchers: Sequence[Watcher] = (),
+    on_alarm: Callable[[str], None] | None = None,
 ) -> tuple[LanguageModel, Progress]:
     """Train one policy under one objective into the run directory `out`; returns the policy and where it ended.
 
     A directory that holds an unfinished run of the same config, base and code goes on from its last checkpoint; of a
-    different one it is left alone, and ConfigError shows the difference.
+    different one it is left alone, and ConfigError shows the difference. `on_alarm` is told the sentence of every alarm.
     """
     set_threads(config.threads)
     bench = workbench or build_workbench(config.model, config.tasks, config.difficulties, config.device)
@@ -62,7 +64,18 @@ def train(
         return validation_metrics(records)
 
     progress = train_policy(
-        config, policy, bench.base, objective, generator, bench.tasks, bench.rewards, run, validate, watchers
+        config,
+        policy,
+        bench.base,
+        objective,
+        generator,
+        bench.tasks,
+        bench.rewards,
+        run,
+        validate,
+        watchers,
+        probe_for(config, bench.base),
+        alarms_for(config, run, on_alarm),
     )
     return policy, progress
 

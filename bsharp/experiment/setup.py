@@ -17,6 +17,7 @@ from bsharp.training import build_optimizer, check_trainable
 from bsharp.types import Problem
 
 __all__ = [
+    "BASE",
     "Workbench",
     "build_workbench",
     "check_comparable",
@@ -25,8 +26,13 @@ __all__ = [
     "decoder_for",
     "load_tasks",
     "objective_of",
+    "regime_of",
+    "regimes_of",
     "set_threads",
 ]
+
+BASE = "base"
+"""Name of the untrained model beside the regimes."""
 
 
 @dataclass(frozen=True)
@@ -85,18 +91,44 @@ class _AtDifficulties(ProceduralTask):
         return super().problems(split, count, seed, families, difficulties or self.difficulties)
 
 
-def objective_of(spec: str) -> Objective:
-    """The objective of a regime spec; ConfigError where it cannot be read."""
+def regime_of(spec: str) -> tuple[str, Objective]:
+    """Name and objective of a regime spec; ConfigError where it cannot be read."""
     try:
-        return parse_objective(spec)[1]
+        return parse_objective(spec)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+
+
+def regimes_of(config: CompareConfig) -> dict[str, Objective]:
+    """Objectives by regime name, in order. Raises ConfigError for none, one that cannot be read, or a name twice."""
+    if not config.regimes:
+        raise ConfigError("regimes = () leaves nothing to compare; name at least one, e.g. task_reward")
+    regimes: dict[str, Objective] = {}
+    for spec in config.regimes:
+        name, objective = regime_of(spec)
+        if name in regimes or name == BASE:
+            raise ConfigError(
+                f"regimes: the name {name!r} is taken; write other_name={spec.partition('=')[0]}(…) for {spec!r}"
+            )
+        regimes[name] = objective
+    unknown = sorted(set(config.learning_rates) - set(regimes))
+    if unknown:
+        raise ConfigError(
+            f"learning_rates names {unknown[0]!r}, which is no regime of this run; regimes: {', '.join(regimes)}"
+        )
+    return regimes
+
+
+def objective_of(spec: str) -> Objective:
+    """The objective of a regime spec; ConfigError where it cannot be read."""
+    return regime_of(spec)[1]
 
 
 def check_runnable(config: TrainConfig, bench: Workbench) -> None:
     """Find out before anything is written what would stop a run later. Raises ConfigError with the remedy."""
     check_trainable(config)
-    objective_of(config.objective)
+    for spec in (config.objective, *config.watch.objectives):
+        regime_of(spec)
     build_optimizer([torch.nn.Parameter(torch.zeros(2, 2))], config.optimizer)
     _check_evaluation(config.validation.problems, "validation.problems", bench)
     _check_length(config.sampling.max_new_tokens, "sampling.max_new_tokens", bench)

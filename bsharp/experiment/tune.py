@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from bsharp.config import CompareConfig
-from bsharp.experiment.comparison import available_cores, comparable_config, plan_jobs, regimes_of
+from bsharp.experiment.comparison import comparable_config, plan_jobs
 from bsharp.experiment.jobs import Event, Job, is_complete, run_jobs
 from bsharp.experiment.run import check_same_run, validation_metrics
-from bsharp.experiment.setup import build_workbench, check_runnable
+from bsharp.experiment.setup import build_workbench, check_runnable, regimes_of
+from bsharp.experiment.workers import available_cores
 from bsharp.runlog import RunDirectory, manifest
 
 __all__ = ["LEARNING_RATE_GRID", "tune"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -157,14 +158,19 @@ def _run_shared(
 
 
 def _keep_logits(language_model: LanguageModel, count: int) -> dict[str, int]:
-    accepted = inspect.signature(language_model.model.forward).parameters
-    return {"logits_to_keep": count} if "logits_to_keep" in accepted else {}
+    return {"logits_to_keep": count} if "logits_to_keep" in _accepted(type(language_model.model).forward) else {}
 
 
 def _positions(language_model: LanguageModel, positions: Int[Tensor, "B T"]) -> dict[str, Any]:
     # A model with relative positions takes no position_ids.
-    accepted = inspect.signature(language_model.model.forward).parameters
-    return {"position_ids": positions.to(language_model.device)} if "position_ids" in accepted else {}
+    if "position_ids" not in _accepted(type(language_model.model).forward):
+        return {}
+    return {"position_ids": positions.to(language_model.device)}
+
+
+@functools.cache
+def _accepted(forward: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(forward).parameters)
 
 
 def response_logprobs(

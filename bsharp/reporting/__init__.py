@@ -1,8 +1,9 @@
-"""Results for people: the table on the screen, as Markdown and as a picture. Never imports torch."""
+"""Results for people: the page, and the table on the screen, as Markdown and as a picture. Never imports torch."""
 
 from bsharp.reporting.cells import require_results
 from bsharp.reporting.families import families_tables, roles_tables
 from bsharp.reporting.markdown import results_markdown
+from bsharp.reporting.page import write_report
 from bsharp.reporting.summary import print_summary, summary_table
 from bsharp.reporting.table import print_results, results_table, results_view, table_svg
 
@@ -17,4 +18,5 @@ __all__ = [
     "roles_tables",
     "summary_table",
     "table_svg",
+    "write_report",
 ]

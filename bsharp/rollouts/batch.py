@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from bsharp.masking import pad_right
+from bsharp.statistics import repetition_rate
 from bsharp.types import RolloutGroup
 
 __all__ = ["RolloutBatch", "build_batch", "summarize_rollouts"]
@@ -59,7 +60,10 @@ def build_batch(groups: Sequence[RolloutGroup], pad_token_id: int) -> RolloutBat
 
 
 def summarize_rollouts(groups: Sequence[RolloutGroup]) -> dict[str, float]:
-    """What was sampled this step: lengths in tokens, the share truncated, distinct answers, and every grade status."""
+    """What was sampled this step: lengths in tokens, the share truncated, repetition, distinct answers, and every grade status.
+
+    The repetition rate is the mean over completions of `repetition_rate` with 4-grams, a share.
+    """
     completions = [completion for group in groups for completion in group.completions]
     grades = [grade for group in groups for grade in group.grades]
     lengths = [len(completion.token_ids) for completion in completions]
@@ -69,6 +73,7 @@ def summarize_rollouts(groups: Sequence[RolloutGroup]) -> dict[str, float]:
         "completions/min_length": float(min(lengths)),
         "completions/max_length": float(max(lengths)),
         "completions/clipped_ratio": sum(completion.truncated for completion in completions) / len(completions),
+        "completions/repetition_rate": sum(repetition_rate(c.token_ids) for c in completions) / len(completions),
         "completions/distinct_answers_per_problem": sum(distinct) / len(distinct),
     }
     for status in ("correct", "wrong", "unparseable", "timeout", "error"):

@@ -12,6 +12,7 @@ from bsharp.statistics.intervals import (
 )
 from bsharp.statistics.maj_at_k import maj_at_k, maj_at_k_monte_carlo, vote_share
 from bsharp.statistics.pass_at_k import pass_at_k
+from bsharp.statistics.repetition import repetition_rate
 from bsharp.statistics.score import reward_weighted_score
 from bsharp.statistics.stability import SeedTrace, Stability, StabilityThresholds, StabilityWord, judge_stability
 from bsharp.statistics.verdict import Verdict, gain_beyond_best
@@ -34,6 +35,7 @@ __all__ = [
     "paired_difference",
     "pass_at_k",
     "problem_and_seed_interval",
+    "repetition_rate",
     "reward_weighted_score",
     "vote_share",
     "within_problem_correlation",

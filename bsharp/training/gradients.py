@@ -1,71 +1,78 @@
-"""How noisy the gradient of a step is, from disjoint sub-batches of its problems."""
+"""The noise of a step's gradient, from the contribution of every part of its problems."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
-__all__ = ["GradientNoise", "SubbatchGradients", "gradient_noise", "gradient_vector"]
+from bsharp.statistics.gradient_noise import GradientNoise, gradient_noise
 
-
-@dataclass(frozen=True)
-class GradientNoise:
-    """Squared Euclidean figures of one batch gradient ĝ = E[ĝ] + noise, in (score per parameter)²."""
-
-    norm_squared: float  # ‖ĝ‖²
-    variance: float  # tr Cov(ĝ), unbiased
-    signal_squared: float  # ‖E ĝ‖², unbiased, and so sometimes negative
+__all__ = ["PartGradients"]
 
 
-def gradient_noise(
-    subbatch_norms_squared: Sequence[float], shares: Sequence[float], norm_squared: float
-) -> GradientNoise:
-    """Noise of a batch gradient ĝ = Σ_s g_s of S independent contributions with the shares p_s of the batch (Σ p_s = 1).
+class PartGradients:
+    """Adds up the gradients of the parts of a batch, each kept apart until then, and keeps their squared norms.
 
-        tr Cov(ĝ) = (Σ_s ‖g_s‖²/p_s − ‖ĝ‖²) / (S − 1),    ‖E ĝ‖² = ‖ĝ‖² − tr Cov(ĝ)
-
-    Both are unbiased where rows are dealt to the sub-batches at random, so that every mean g_s/p_s estimates the same
-    gradient; compare McCandlish et al. 2018, arXiv 1812.06162, appendix A. Raises ValueError for S < 2.
+    The parameters' `.grad` is empty from the start and after every `record`; `finish` leaves the sum there. One norm
+    and one addition per part; no extra pass and no copy.
     """
-    count = len(subbatch_norms_squared)
-    if count < 2:
-        raise ValueError(f"gradient noise needs at least 2 sub-batches, got {count}; raise prompts_per_step")
-    spread = sum(norm / share for norm, share in zip(subbatch_norms_squared, shares, strict=True))
-    variance = (spread - norm_squared) / (count - 1)
-    return GradientNoise(norm_squared, variance, norm_squared - variance)
-
-
-def gradient_vector(parameters: Sequence[nn.Parameter]) -> Float[Tensor, " N"]:
-    """The accumulated gradient as one vector; a parameter without gradient counts as 0."""
-    return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in parameters])
-
-
-class SubbatchGradients:
-    """Reads the contribution of each sub-batch off the accumulating gradient: one extra copy of it, no extra pass."""
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self._parameters = parameters
-        self._before: Tensor | None = None
+        self._sums: list[Tensor | None] = [None] * len(parameters)
         self._norms_squared: list[float] = []
         self._rows: list[int] = []
+        self.discard()
 
     def record(self, rows: int) -> None:
-        """Call after the backward passes of each sub-batch of `rows` rows; one without rows says nothing."""
-        if rows == 0:
-            return
-        now = gradient_vector(self._parameters)
-        contribution = now if self._before is None else now - self._before
-        self._rows.append(rows)
-        self._norms_squared.append(float(contribution.double().square().sum()))
-        self._before = now
+        """Call after the backward passes of each part; `rows` of it could have a gradient, and without any it is no part.
 
-    def noise(self) -> GradientNoise | None:
-        """The noise of the sum; None with fewer than two sub-batches, where it cannot be known."""
-        if len(self._norms_squared) < 2 or self._before is None:
+        A part may go without backward passes where its gradient is 0.
+        """
+        contributions = [parameter.grad for parameter in self._parameters]
+        self._note(rows, _squared_norm(contributions))
+        self._add(contributions)
+        self.discard()
+
+    def record_all(self, rows: Sequence[int], contributions: Sequence[Tensor | None]) -> None:
+        """The same for several parts at once, from their own gradients, (parts, *shape) for every parameter."""
+        present = [contribution.flatten(1) for contribution in contributions if contribution is not None]
+        norms = torch.stack([torch.linalg.vector_norm(contribution, dim=1).cpu() for contribution in present])
+        for count, norm_squared in zip(rows, norms.double().square().sum(dim=0).tolist(), strict=True):
+            self._note(count, norm_squared)
+        self._add([None if contribution is None else contribution.sum(dim=0) for contribution in contributions])
+
+    def discard(self) -> None:
+        """Forget what the backward passes since the last part have left."""
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    def finish(self, zeros: bool = False) -> GradientNoise | None:
+        """Put the sum into `.grad`; its noise, or None with fewer than two parts, where it cannot be known.
+
+        With `zeros` a sum without any backward pass is 0 and not None: an optimizer with momentum takes its step then.
+        """
+        nothing = zeros and all(total is None for total in self._sums)
+        for parameter, total in zip(self._parameters, self._sums, strict=True):
+            parameter.grad = torch.zeros_like(parameter) if nothing else total
+        if len(self._rows) < 2:
             return None
-        shares = [rows / sum(self._rows) for rows in self._rows]
-        return gradient_noise(self._norms_squared, shares, float(self._before.double().square().sum()))
+        return gradient_noise(self._norms_squared, self._rows, _squared_norm(self._sums))
+
+    def _note(self, rows: int, norm_squared: float) -> None:
+        if rows:
+            self._rows.append(rows)
+            self._norms_squared.append(norm_squared)
+
+    def _add(self, contributions: Sequence[Tensor | None]) -> None:
+        for place, contribution in enumerate(contributions):
+            held = self._sums[place]
+            if contribution is not None:
+                self._sums[place] = contribution if held is None else held.add_(contribution)
+
+
+def _squared_norm(tensors: Sequence[Tensor | None]) -> float:
+    return float(get_total_norm([tensor for tensor in tensors if tensor is not None])) ** 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -15,6 +16,7 @@ from bsharp.generation.interface import Generator, LogitsError, SamplingParams
 from bsharp.models.loading import LanguageModel
 from bsharp.models.logprobs import forward_responses
 from bsharp.models.value_head import ValueHead
+from bsharp.models.weights import save_difference
 from bsharp.rewards import RewardFunction
 from bsharp.rollouts import RolloutBatch, build_batch, collect_rollouts, summarize_rollouts
 from bsharp.runlog import RunDirectory
@@ -26,12 +28,16 @@ from bsharp.training.optimizer import build_optimizer, learning_rate_factor
 from bsharp.training.problems import ProblemStream
 from bsharp.training.step import Critic, Update, training_step
 
-__all__ = ["Validate", "Watcher", "check_trainable", "train_policy"]
+__all__ = ["Alarms", "Probe", "Validate", "Watcher", "check_trainable", "train_policy"]
 
 Validate = Callable[[LanguageModel, int], Mapping[str, float]]
 """(policy, step) → metrics, of which `validation/accuracy` chooses the best checkpoint."""
 Watcher = Callable[[int, Mapping[str, float]], None]
 """(step, metrics) after each step; raising stops the run."""
+Probe = Callable[[LanguageModel, RolloutBatch, int], Mapping[str, Any] | None]
+"""(policy before the update, its rollouts, step) → a row of gradients.jsonl, or None at a step that is not probed."""
+Alarms = Callable[[int, Mapping[str, float | None]], Sequence[Mapping[str, Any]]]
+"""(step, metrics) → rows of alarms.jsonl: `sentence` says what happened, `stops` that the output has degenerated."""
 
 EXACT_KL_ROWS = 64
 
@@ -47,12 +53,15 @@ def train_policy(
     run: RunDirectory,
     validate: Validate | None = None,
     watchers: Sequence[Watcher] = (),
+    probe: Probe | None = None,
+    alarms: Alarms | None = None,
 ) -> Progress:
     """Train `policy` in place, from the run's last checkpoint if it has one, to the last step.
 
-    Writes metrics.jsonl, checkpoints/, last/ and best/ into the run directory. A gradient that is not finite ends the
-    run at the weights before it, weights or logits that are not finite at those of the last checkpoint (or the base);
-    `Progress.stopped` says so. Raises ConfigError for settings that cannot be trained.
+    Writes metrics.jsonl, gradients.jsonl, alarms.jsonl, snapshots/, checkpoints/, last/ and best/ into the run directory. A
+    gradient that is not finite ends the run at the weights before it, weights or logits that are not finite at those of the
+    last checkpoint (or the base), a collapse at its own weights where config.stop_on_collapse; `Progress.stopped` says so.
+    Raises ConfigError for settings that cannot be trained.
     """
     check_trainable(config)
     parameters = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
@@ -64,6 +73,7 @@ def train_policy(
         config.sampling.max_new_tokens, config.sampling.temperature, fixed_length=config.sampling.fixed_length
     )
     progress = _resume(run, policy, optimizer, critic)
+    snapshots = _snapshots_fit(config, parameters)
     if validate and progress.step == 0 and not progress.stopped:
         generator.sync_weights(policy.model, 0)
         # The check before training starts the trace; it is the base, so it cannot become the best checkpoint.
@@ -82,6 +92,7 @@ def train_policy(
             batch = build_batch(groups, policy.pad_token_id)
             sampled = time.perf_counter()
             exact_kl = _exact_kl(policy, base, batch, update) if check else {}
+            probed = probe(policy, batch, step) if probe else None
             order = _minibatch_order(config, batch.problems, step)
             scored = time.perf_counter()
             metrics = training_step(policy, base, objective, batch, optimizer, update, critic, order)
@@ -92,7 +103,7 @@ def train_policy(
                 generator.sync_weights(policy.model, step)
                 metrics |= validate(policy, step)
         except LogitsError:
-            progress = _give_up(run, policy, base, optimizer, critic, step)
+            progress = _give_up(run, policy, base, optimizer, critic, step, alarms)
             break
         metrics |= summarize_rollouts(groups) | exact_kl | _speed(batch, sampled - started, updated - scored)
         metrics["learning_rate"] = optimizer.param_groups[0]["lr"]
@@ -104,9 +115,13 @@ def train_policy(
             progress.best_accuracy, progress.best_step = metrics["validation/accuracy"], step
             save_policy(policy, run.path / "best")
             new_best = True
-        run.append("metrics.jsonl", {"step": step, **_json_safe(metrics)})
+        collapse = _log(run, step, _json_safe(metrics), probed, alarms)
+        if collapse and config.stop_on_collapse:
+            progress.stopped = progress.stopped or f"{collapse} Stopped at step {step}."
         for watcher in watchers:
             watcher(step, metrics)
+        if snapshots and (step % config.watch.snapshot_every == 0 or step == config.steps or progress.stopped):
+            save_difference(policy.model, base.model, run.path / "snapshots" / f"step_{step:06d}.safetensors")
         # A new best is checkpointed too: best/ and the progress that names its step must never part.
         if step % config.checkpoint_every == 0 or step == config.steps or new_best or progress.stopped:
             save_checkpoint(run.path / "checkpoints", policy, optimizer, progress, critic)
@@ -153,8 +168,15 @@ def _resume(
 ) -> Progress:
     checkpoint = latest_checkpoint(run.path / "checkpoints")
     progress = load_checkpoint(checkpoint, policy, optimizer, critic) if checkpoint else Progress()
-    run.truncate_after("metrics.jsonl", (progress.stopped_at or progress.step) if checkpoint else -1)
+    for name in ("metrics.jsonl", "gradients.jsonl", "alarms.jsonl"):
+        run.truncate_after(name, (progress.stopped_at or progress.step) if checkpoint else -1)
     return progress
+
+
+def _snapshots_fit(config: TrainConfig, parameters: Sequence[torch.nn.Parameter]) -> bool:
+    """Whether all snapshots of the run stay within the megabytes allowed: a part of a path would be misread."""
+    count = math.ceil(config.steps / config.watch.snapshot_every)
+    return 2e-6 * count * sum(parameter.numel() for parameter in parameters) <= config.watch.snapshot_megabytes
 
 
 def _give_up(
@@ -164,6 +186,7 @@ def _give_up(
     optimizer: torch.optim.Optimizer,
     critic: Critic | None,
     step: int,
+    alarms: Alarms | None,
 ) -> Progress:
     """The weights no longer give a distribution: go back to the last checkpoint (or the base) and say so."""
     checkpoint = latest_checkpoint(run.path / "checkpoints")
@@ -178,9 +201,26 @@ def _give_up(
     )
     progress.stopped_at = step
     # A null gradient norm marks the trace as broken for the stability rule.
-    run.append("metrics.jsonl", {"step": step, "grad_norm": None})
+    _log(run, step, {"grad_norm": None}, None, alarms)
     save_checkpoint(run.path / "checkpoints", policy, optimizer, progress, critic)
     return progress
+
+
+def _log(
+    run: RunDirectory,
+    step: int,
+    metrics: Mapping[str, float | None],
+    probed: Mapping[str, Any] | None,
+    alarms: Alarms | None,
+) -> str | None:
+    """Append what the step gave; the sentence of an alarm that the output has degenerated, if there is one."""
+    run.append("metrics.jsonl", {"step": step, **metrics})
+    if probed:
+        run.append("gradients.jsonl", probed)
+    raised = list(alarms(step, metrics)) if alarms else []
+    for alarm in raised:
+        run.append("alarms.jsonl", alarm)
+    return next((alarm["sentence"] for alarm in raised if alarm["stops"]), None)
 
 
 def _set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int) -> None:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from bsharp import algorithm
 from bsharp.algorithm import Objective, ScoreInputs
-from bsharp.config import AlgorithmConfig, SamplingConfig
+from bsharp.config import AlgorithmConfig
 from bsharp.masking import masked_mean, masked_sum
 from bsharp.models.loading import LanguageModel
 from bsharp.models.logprobs import forward_responses, response_logprobs, scoring_microbatches
-from bsharp.models.value_head import ValueHead
 from bsharp.rollouts import RolloutBatch
-from bsharp.training.gradients import SubbatchGradients
+from bsharp.training.accumulate import Critic, Update, accumulate_gradient
 
 __all__ = [
     "Critic",
@@ -28,29 +26,6 @@ __all__ = [
     "training_step",
     "update_policy",
 ]
-
-
-@dataclass
-class Critic:
-    """The value head and its own optimizer; the policy's optimizer never sees it."""
-
-    head: ValueHead
-    optimizer: torch.optim.Optimizer
-
-
-@dataclass(frozen=True)
-class Update:
-    """What the update needs besides the models: how rows become a loss, and in which pieces."""
-
-    algorithm: AlgorithmConfig
-    sampling: SamplingConfig
-    max_grad_norm: float
-    microbatch_rows: int = 64
-
-    @property
-    def generates(self) -> tuple[float, bool]:
-        """Temperature and fixed length: the distribution the rollouts were drawn from, and are scored under."""
-        return self.sampling.temperature, self.sampling.fixed_length
 
 
 def training_step(
@@ -157,70 +132,6 @@ def _over_updates(collected: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return combined
 
 
-def accumulate_gradient(
-    policy: LanguageModel,
-    batch: RolloutBatch,
-    advantages: Float[Tensor, " B"] | Float[Tensor, "B T"],
-    update: Update,
-    problems: Sequence[int],
-    critic: Critic | None = None,
-    values: Float[Tensor, "B T"] | None = None,
-    returns: Float[Tensor, "B T"] | None = None,
-) -> dict[str, float]:
-    """Add the gradient of the loss over these problems to the parameters' `.grad`, in micro-batches.
-
-    Every row's weight in the loss is set by the whole minibatch before it is cut, so that neither micro-batches nor
-    their order change the gradient: otherwise short micro-batches would weigh more per token.
-    """
-    config = update.algorithm
-    chosen = torch.isin(batch.group_index, torch.as_tensor(list(problems)))
-    valid = batch.valid & chosen
-    weights = algorithm.reduction_weights(batch.mask, config.reduction, valid, update.sampling.max_new_tokens)
-    if advantages.ndim == 1:
-        advantages = advantages[:, None].expand(batch.mask.shape)
-    sums = _Sums(batch, valid)
-    noise = SubbatchGradients([p for p in policy.model.parameters() if p.requires_grad])
-    rows_in_part = 0
-    for rows in _microbatches(batch, valid, problems, config.variance_subbatches, update.microbatch_rows):
-        if rows is None:
-            noise.record(rows_in_part)
-            rows_in_part = 0
-            continue
-        rows_in_part += len(rows)
-        width = max(1, int(batch.mask[rows].sum(-1).max()))
-        mask = batch.mask[rows, :width]
-        result = forward_responses(
-            policy,
-            [batch.prompt_token_ids[row] for row in rows],
-            batch.response_token_ids[rows, :width],
-            mask,
-            *update.generates,
-            with_entropy=True,
-            with_hidden=critic is not None,
-        )
-        device = result.token_logprobs.device
-        part_advantages = advantages[rows, :width].to(device)
-        behaviour = batch.behaviour_logprobs[rows, :width].to(device)
-        terms, ratio = _loss_terms(result.token_logprobs, behaviour, part_advantages, mask.to(device), config)
-        loss = algorithm.weighted_sum(terms, weights[rows, :width].to(device))
-        sums.add("loss/policy", float(loss.detach()))
-        if critic and result.hidden is not None and values is not None and returns is not None:
-            value_terms = algorithm.value_loss(
-                critic.head(result.hidden),
-                values[rows, :width].to(device),
-                returns[rows, :width].to(device),
-                mask.to(device),
-                config.value_clip,
-            )
-            # Token mean over the minibatch. The head reads detached states: this adds nothing to the policy's gradient.
-            value_loss = algorithm.weighted_sum(value_terms, mask.to(device) / max(1, sums.tokens))
-            sums.add("loss/value", float(value_loss.detach()))
-            loss = loss + value_loss
-        torch.autograd.backward(loss)
-        sums.observe(rows, mask, result.token_logprobs, result.entropy, ratio)
-    return sums.metrics() | _noise_metrics(noise)
-
-
 def score_metrics(
     batch: RolloutBatch, scores: Float[Tensor, " B"], base_logprobs: Float[Tensor, "B T"]
 ) -> dict[str, float]:
@@ -273,80 +184,6 @@ def _values(
             assert result.hidden is not None
             values[rows, :width] = torch.where(mask, critic.head(result.hidden).cpu(), 0.0)
     return values
-
-
-def _loss_terms(
-    logprobs: Float[Tensor, "B T"],
-    behaviour: Float[Tensor, "B T"],
-    advantages: Float[Tensor, "B T"],
-    mask: Bool[Tensor, "B T"],
-    config: AlgorithmConfig,
-) -> tuple[Float[Tensor, "B T"], algorithm.RatioStatistics]:
-    """Loss of each token, and what the importance ratio π/π_behaviour did; the ratio is watched under every loss."""
-    if config.loss == "ppo_clip":
-        return algorithm.ppo_clip(logprobs, behaviour, advantages, mask, config.clip_low, config.clip_high)
-    _, ratio = algorithm.ppo_clip(logprobs.detach(), behaviour, advantages, mask, config.clip_low, config.clip_high)
-    return algorithm.reinforce(logprobs, advantages, mask), ratio
-
-
-def _microbatches(
-    batch: RolloutBatch, valid: Bool[Tensor, " B"], problems: Sequence[int], subbatches: int, microbatch_rows: int
-) -> Iterable[list[int] | None]:
-    """Rows to run together; None after the last micro-batch of each sub-batch of problems."""
-    for part in range(min(subbatches, len(problems))):
-        dealt = torch.as_tensor(list(problems[part::subbatches]))
-        rows = torch.nonzero(torch.isin(batch.group_index, dealt) & valid).flatten().tolist()
-        prompts = [batch.prompt_token_ids[row] for row in rows]
-        for places in scoring_microbatches(prompts, batch.mask[rows].sum(-1).tolist(), microbatch_rows):
-            yield [rows[place] for place in places]
-        yield None
-
-
-class _Sums:
-    """Token-weighted sums over the micro-batches of one update."""
-
-    def __init__(self, batch: RolloutBatch, valid: Bool[Tensor, " B"]) -> None:
-        self.tokens = int((batch.mask & valid[:, None]).sum())
-        self._behaviour = batch.behaviour_logprobs
-        # Every key is there from the start: a minibatch without a valid row still logs all of them.
-        self._totals: dict[str, float] = {
-            "loss/policy": 0.0,
-            "sampling_logp_difference/mean": 0.0,
-            "entropy/exact_nats_per_token": 0.0 if self.tokens else float("nan"),
-        }
-        self._difference_max = 0.0
-        self._ratio = algorithm.RatioStatistics()
-
-    def add(self, key: str, value: float) -> None:
-        self._totals[key] = self._totals.get(key, 0.0) + value
-
-    def observe(
-        self,
-        rows: list[int],
-        mask: Bool[Tensor, "B T"],
-        logprobs: Float[Tensor, "B T"],
-        entropy: Float[Tensor, "B T"] | None,
-        ratio: algorithm.RatioStatistics,
-    ) -> None:
-        share = 1.0 / max(1, self.tokens)
-        behaviour = self._behaviour[rows, : mask.shape[1]]
-        difference = torch.where(mask, (logprobs.detach().cpu() - behaviour).abs(), 0.0)
-        self.add("sampling_logp_difference/mean", float(difference.sum()) * share)
-        self._difference_max = max(self._difference_max, float(difference.max()))
-        self._ratio = self._ratio + ratio
-        if entropy is not None:
-            self.add("entropy/exact_nats_per_token", float(torch.where(mask, entropy.cpu(), 0.0).sum()) * share)
-
-    def metrics(self) -> dict[str, float]:
-        return self._totals | self._ratio.as_metrics() | {"sampling_logp_difference/max": self._difference_max}
-
-
-def _noise_metrics(subbatches: SubbatchGradients) -> dict[str, float]:
-    noise = subbatches.noise()
-    return {
-        "gradient/variance_trace": noise.variance if noise else float("nan"),
-        "gradient/signal_squared": noise.signal_squared if noise else float("nan"),
-    }
 
 
 def _mean(values: Tensor) -> float:

@@ -11,10 +11,11 @@ import pytest
 
 import bsharp
 from bsharp.cli import main
-from bsharp.config import CompareConfig, ConfigError, EvaluationConfig, SamplingConfig, ValidationConfig
+from bsharp.config import CompareConfig, ConfigError, DiagnoseConfig, EvaluationConfig, SamplingConfig, ValidationConfig
 from bsharp.evaluation import validate_results
-from bsharp.experiment import compare, comparison, regimes_of
+from bsharp.experiment import DIAGNOSTICS, compare, comparison, diagnose, live_report, regimes_of
 from bsharp.experiment.comparison import plan_jobs
+from bsharp.experiment.diagnose import CHEAP
 from bsharp.runlog import RunDirectory
 
 SMALL = CompareConfig(
@@ -28,11 +29,16 @@ SMALL = CompareConfig(
     workers=2,
 )
 
+# The comparison that these tests share is made once, not once per test process.
+pytestmark = pytest.mark.xdist_group("compare")
+
+FEW = DiagnoseConfig(alignment_problems=16, alignment_samples=2, mistake_problems=1, workers=2)
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "small"
-    compare(SMALL, out)
+    compare(SMALL, out, diagnose_settings=FEW)
     return out
 
 
@@ -62,7 +68,7 @@ def test_every_sample_is_kept_and_paired_across_regimes(finished: Path) -> None:
 def test_a_second_compare_uses_what_is_complete_and_writes_the_same_results(finished: Path) -> None:
     before = json.loads((finished / "results.json").read_text(encoding="utf-8"))
     seen: list[int] = []
-    again = compare(SMALL, finished, on_start=lambda jobs, todo: seen.append(len(todo)))
+    again = compare(SMALL, finished, on_start=lambda jobs, todo: seen.append(len(todo)), diagnose_settings=FEW)
     assert seen == [0]
     assert json.loads(json.dumps(again)) == before
 
@@ -74,10 +80,96 @@ def test_an_interrupted_compare_does_only_what_is_missing(finished: Path, tmp_pa
     (lost / "complete.json").unlink()
     (lost / "records_last.jsonl").unlink()
     todo: list[str] = []
-    again = compare(SMALL, out, on_start=lambda jobs, missing: todo.extend(job.name for job in missing))
+    again = compare(
+        SMALL,
+        out,
+        on_start=lambda jobs, missing: todo.extend(job.name for job in missing),
+        diagnose_settings=FEW,
+    )
     assert todo == ["sharpening/seed_1"]
     before = json.loads((finished / "results.json").read_text(encoding="utf-8"))
     assert again["regimes"]["sharpening"]["accuracy"] == before["regimes"]["sharpening"]["accuracy"]
+
+
+def test_a_finished_comparison_has_the_cheap_diagnostics_and_a_page_that_says_its_verdict(finished: Path) -> None:
+    assert sorted(path.stem for path in (finished / "diagnostics").iterdir()) == sorted(CHEAP)
+    results = json.loads((finished / "results.json").read_text(encoding="utf-8"))
+    page = (finished / "report.html").read_text(encoding="utf-8")
+    assert "running" not in page.partition("<main")[0]
+    assert results["verdict"]["sentence"].partition(":")[0].lower() in page.lower()
+    alignment = json.loads((finished / "diagnostics" / "alignment.json").read_text(encoding="utf-8"))
+    assert [point["checkpoint"] for point in alignment["points"]] == ["base"]
+    assert list((finished / "report_data").glob("*.csv"))
+
+
+def test_diagnose_makes_the_rest_once_and_what_other_settings_ask_for_again(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "copy"
+    shutil.copytree(finished, out)
+    few = dataclasses.replace(
+        FEW, sensitivity_problems=8, sensitivity_samples=1, surface_problems=4, surface_samples=2, surface_grid=3
+    )
+    made: list[str] = []
+    files = diagnose(out, few, on_progress=lambda name, done, total: made.append(name))
+    assert [file.stem for file in files] == list(DIAGNOSTICS)
+    assert set(made) == {"alignment", "sensitivity", "surface"}
+    found = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
+    points = [point["checkpoint"] for point in found["alignment"]["points"]]
+    assert points == ["base", *(f"{name}/seed_0" for name in ("task_reward", "tilted", "sharpening", "tempered"))]
+    plane = found["surface"]["planes"][0]
+    assert [axis["label"] for axis in plane["axes"]] == ["sharpening", "task_reward"]
+    assert {(path["regime"], path["seed"]) for path in plane["paths"]} == {
+        (name, seed) for name in ("task_reward", "tilted", "sharpening", "tempered") for seed in (0, 1)
+    }
+    spanning = [
+        path for path in plane["paths"] if path["seed"] == 0 and path["regime"] in ("sharpening", "task_reward")
+    ]
+    # The plane goes through the ends of these two runs; snapshots are kept with 11 bits.
+    assert all(path["explained"][-1] == pytest.approx(1.0, abs=1e-3) for path in spanning)
+    made.clear()
+    diagnose(out, few, on_progress=lambda name, done, total: made.append(name))
+    assert not made
+    more = dataclasses.replace(few, mistake_problems=2)
+    diagnose(out, more, ["mistakes", "drift"], on_progress=lambda name, done, total: made.append(name))
+    assert set(made) == {"mistakes"}
+    assert not list((out / "diagnostics").glob("*.safetensors"))
+    # compare leaves what was made with other settings as it is.
+    made.clear()
+    compare(SMALL, out, on_diagnostic=lambda name, done, total: made.append(name), diagnose_settings=FEW)
+    assert not made
+
+
+def test_diagnose_refuses_a_base_whose_weights_are_others(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "copy"
+    shutil.copytree(finished, out)
+    manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+    manifest["identity"]["base_weights"] = "0" * 16
+    (out / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(ConfigError, match="restore that base"):
+        diagnose(out, FEW, ["mistakes"])
+
+
+def test_the_page_is_refreshed_while_the_runs_go_on_and_one_that_fails_stops_nothing(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    statuses: list[str | None] = []
+
+    def fake(runs: list[Path], out: Path | None = None, status: str | None = None) -> Path:
+        statuses.append(status)
+        if status is None:
+            raise OSError("no space left on device")
+        return Path("report.html")
+
+    monkeypatch.setattr(live_report, "write_report", fake)
+    out = tmp_path / "copy"
+    shutil.copytree(finished, out)
+    (out / "sharpening" / "seed_1" / "complete.json").unlink()
+    warnings: list[str | None] = []
+    compare(SMALL, out, on_event=lambda event: warnings.append(event.warning), diagnose_settings=FEW, refresh_seconds=0)
+    assert statuses[0] == "running: 8 of 9 runs done"
+    assert statuses[-1] is None
+    assert any("no space left" in warning for warning in warnings if warning)
 
 
 def test_a_directory_of_another_comparison_is_refused_with_the_difference(finished: Path) -> None:
@@ -141,6 +233,10 @@ def test_every_regime_gets_the_same_settings_but_its_objective_and_rate() -> Non
         (["compare", "--optimizer.name", "Adamm"], 2, "is not in torch.optim"),
         (["pretrain", "--preset", "reduced", "--config", "configs/ppo.toml"], 2, "give one of them"),
         (["table", "nowhere"], 2, "holds no results.json"),
+        (["diagnose", "nowhere"], 2, "nowhere holds no comparison"),
+        (["diagnose", "nowhere", "--surface-grid", "2"], 2, "surface_grid = 2 cannot be used"),
+        (["report", "nowhere"], 1, "nowhere"),
+        (["report", "one", "two"], 1, "--out"),
     ],
 )
 def test_a_wrong_command_line_is_one_line_and_no_traceback(

@@ -83,3 +83,10 @@ def test_the_summary_counts_lengths_truncation_and_distinct_answers() -> None:
     assert summary["completions/clipped_ratio"] == pytest.approx(1 / 3)
     assert summary["completions/distinct_answers_per_problem"] == 2.0
     assert summary["grades/unparseable"] == pytest.approx(1 / 3)
+
+
+def test_the_summary_averages_the_repetition_rate_over_completions() -> None:
+    looping, plain = completion((9,) * 8), completion(tuple(range(8)))
+    group = RolloutGroup(PROBLEMS[0], (1,), (looping, plain), (grade(0.0, "1"), grade(0.0, "1")))
+    # Five 4-grams each: one distinct in the loop, all in the other.
+    assert summarize_rollouts([group])["completions/repetition_rate"] == pytest.approx((0.8 + 0.0) / 2)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from bsharp.statistics import expected_calibration_error
+from bsharp.statistics.calibration import calibration_error_change
 
 
 def test_ece_is_the_weighted_gap_of_the_bins() -> None:
@@ -51,3 +52,45 @@ def test_the_interval_moves_against_the_upward_bias() -> None:
 def test_shares_outside_the_unit_interval_are_refused(confidences: list[float], credits: list[float]) -> None:
     with pytest.raises(ValueError, match="calibration needs"):
         expected_calibration_error(confidences, credits, rng=np.random.default_rng(0))
+
+
+def test_seeds_are_judged_one_by_one_and_averaged() -> None:
+    rng = np.random.default_rng(3)
+    confidences, credits = rng.random((3, 40)), (rng.random((3, 40)) < 0.5).astype(float)
+    alone = [
+        expected_calibration_error(c, r, rng=np.random.default_rng(0)).estimate
+        for c, r in zip(confidences, credits, strict=True)
+    ]
+    together = expected_calibration_error(confidences, credits, rng=np.random.default_rng(0))
+    assert together.estimate == pytest.approx(np.mean(alone))
+    # Equal seeds add nothing to the uncertainty.
+    same = expected_calibration_error(confidences[[0, 0]], credits[[0, 0]], rng=np.random.default_rng(0))
+    one = expected_calibration_error(confidences[0], credits[0], rng=np.random.default_rng(0))
+    assert (same.low, same.high) == pytest.approx((one.low, one.high))
+
+
+def test_the_change_is_the_difference_of_the_errors_and_changes_its_sign_with_the_sides() -> None:
+    rng = np.random.default_rng(3)
+    ours, theirs = (rng.random(60), (rng.random(60) < 0.9).astype(float)), (rng.random(60), np.zeros(60))
+    forward = calibration_error_change(*ours, *theirs, rng=np.random.default_rng(0))
+    errors = [expected_calibration_error(*side, rng=np.random.default_rng(0)).estimate for side in (ours, theirs)]
+    assert forward.estimate == pytest.approx(errors[0] - errors[1])
+    backward = calibration_error_change(*theirs, *ours, rng=np.random.default_rng(0))
+    assert (backward.low, backward.high) == pytest.approx((-forward.high, -forward.low))
+    same = calibration_error_change(*ours, *ours, rng=np.random.default_rng(0))
+    assert (same.estimate, same.low, same.high) == (0, 0, 0)
+
+
+def test_the_interval_of_the_change_holds_the_change_of_a_source_that_became_overconfident() -> None:
+    # True ECE 0 before and 0.3 after. 95 % interval: false alarm about 5 % for another seed.
+    rng = np.random.default_rng(5)
+    chance = 0.7 * rng.random(400)
+    before, after = ((rng.random(400) < chance).astype(float) for _ in range(2))
+    figure = calibration_error_change(chance + 0.3, after, chance, before, rng=rng)
+    assert figure.low < 0.3 < figure.high
+    assert figure.low > 0.15
+
+
+def test_a_change_needs_a_base_on_the_same_problems() -> None:
+    with pytest.raises(ValueError, match="base on the same problems, got 2 problems"):
+        calibration_error_change([0.5, 0.5], [1.0, 1.0], [0.5], [1.0], rng=np.random.default_rng(0))

@@ -1,0 +1,188 @@
+"""Which problems each regime gained and which it lost against the base. NumPy and SciPy only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from bsharp.seeding import generator
+from bsharp.statistics.samples import Record, SampleTable, correctness, is_graded, paired_tables
+
+__all__ = ["gained_lost"]
+
+Array = NDArray[np.float64]
+Counts = NDArray[np.int64]
+OUTCOMES = ("kept", "gained", "lost", "never")
+BASE_BINS = ("0", "0–25 %", "25–50 %", "50–75 %", "75–100 %")
+CHANCES = np.linspace(0.0, 1.0, 101)
+EM_STEPS = 200
+REPLICATES = 100
+
+
+def gained_lost(
+    records_by_model: Mapping[str, Sequence[Sequence[Record]]], threshold: float = 0.5, base: str = "base"
+) -> dict[str, Any]:
+    """Problems kept (both solve it), gained (only the regime), lost (only the base) and never solved, per regime.
+
+    `records_by_model` maps a model to its records, one sequence per training seed; the model named `base` has one. A model's
+    share on a problem is the share of its graded samples that are right, averaged over seeds; it SOLVES the problem where
+    that is at least `threshold`. Greedy records are left out. Problems without a graded sample, of the base or in any seed
+    of the regime, are in none of the four lists; `left_out` counts them, and a share without samples is null.
+
+    Per regime: the ids, their counts by family, by the base's share (`0` alone, then intervals open below and closed above)
+    and by difficulty, and
+
+    * `p_value`: the exact McNemar test (McNemar 1947, Psychometrika 12:153), two-sided: under "gained and lost are
+      equally likely" gained is Binomial(gained + lost, 1/2). Problems count as independent; that other training seeds would
+      gain other problems is not in it. 1 where no problem changed.
+    * `expected_by_chance`: the gained and lost counts if the regime were the base evaluated again with the regime's number of
+      samples: a problem near the threshold flips by chance. Each problem's chance of a right sample has the posterior that
+      follows from its k of n right and a prior fitted to the base's counts of all problems without assuming a shape
+      (nonparametric empirical Bayes, Laird 1978); the count of a second evaluation is binomial given the chance. Figures are
+      the sum over problems and the central 95 % of its distribution, averaged over priors fitted to resampled problems. The
+      p-value does not know of flips that happen both ways: compare the observed counts with these as well.
+
+    Raises ValueError for a threshold outside (0, 1], a missing base, incomplete records, and models that were not evaluated
+    on the base's problems with as many samples.
+    """
+    if not 0.0 < threshold <= 1.0:
+        raise ValueError(f"gained_lost needs a threshold in (0, 1], got {threshold}; 0.5 means half of the samples")
+    if base not in records_by_model:
+        raise ValueError(f"gained_lost needs records of {base!r}, got {', '.join(records_by_model) or 'none'}")
+    tables = paired_tables(records_by_model, base)
+    ours = tables.pop(base)
+    counts = {name: _right_and_graded(table) for name, table in tables.items()}
+    right, graded = (column[0] for column in _right_and_graded(ours))
+    base_share = _share(right[None], graded[None])
+    shares = {name: _share(*columns) for name, columns in counts.items()}
+    return {
+        "schema": 1,
+        "threshold": threshold,
+        "definition": f"solved: at least {100 * threshold:g} % of the graded samples are right, averaged over seeds",
+        "problems": {
+            problem_id: _problem(ours, place, base_share, shares) for place, problem_id in enumerate(ours.problem_ids)
+        },
+        "regimes": {
+            name: _regime(ours, base_share, share, threshold)
+            | {"expected_by_chance": _by_chance(right, graded, counts[name][1], threshold)}
+            for name, share in shares.items()
+        },
+    }
+
+
+def _right_and_graded(table: SampleTable) -> tuple[Counts, Counts]:
+    """Right and graded samples per seed and problem, (S, P) each."""
+    right, graded = np.nansum(table.array(correctness), -1), table.array(is_graded).sum(-1)
+    return right.astype(np.int64), graded.astype(np.int64)
+
+
+def _share(right: Counts, graded: Counts) -> Array:
+    """(P,): share right averaged over seeds; NaN where a seed has no graded sample."""
+    with np.errstate(invalid="ignore"):  # 0/0 where nothing is graded: NaN is what is meant
+        # Rounded, because a mean of thirds that is a half must reach a threshold of a half.
+        return np.asarray(np.round((right / graded).mean(0), 12))
+
+
+def _problem(ours: SampleTable, place: int, base_share: Array, shares: Mapping[str, Array]) -> dict[str, Any]:
+    record = ours.records[0][place][0]
+    return {
+        **{key: record[key] for key in ("task", "family", "role", "mode", "difficulty")},
+        "base": _number(base_share[place]),
+        "regimes": {name: _number(share[place]) for name, share in shares.items()},
+    }
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _regime(ours: SampleTable, base_share: Array, share: Array, threshold: float) -> dict[str, Any]:
+    defined = np.isfinite(base_share) & np.isfinite(share)
+    before, after = base_share >= threshold, share >= threshold
+    outcome = {
+        place: OUTCOMES[0 if before[place] and after[place] else 1 if after[place] else 2 if before[place] else 3]
+        for place in np.flatnonzero(defined).tolist()
+    }
+    lists = {name: [ours.problem_ids[place] for place, found in outcome.items() if found == name] for name in OUTCOMES}
+    gained, changed = len(lists["gained"]), len(lists["gained"]) + len(lists["lost"])
+    first = [row[0] for row in ours.records[0]]
+    difficulties = sorted({first[place]["difficulty"] for place in outcome})
+    return {
+        **lists,
+        "left_out": int((~defined).sum()),
+        "p_value": float(stats.binomtest(gained, changed).pvalue) if changed else 1.0,
+        "by_family": _counts(
+            outcome, {p: ours.families[p] for p in outcome}, sorted({ours.families[p] for p in outcome})
+        ),
+        "by_base": _counts(outcome, {p: _base_bin(base_share[p]) for p in outcome}, BASE_BINS),
+        "by_difficulty": _counts(
+            outcome, {p: str(first[p]["difficulty"]) for p in outcome}, [str(value) for value in difficulties]
+        ),
+    }
+
+
+def _counts(outcome: Mapping[int, str], labels: Mapping[int, str], order: Sequence[str]) -> dict[str, dict[str, int]]:
+    table = {label: dict.fromkeys(OUTCOMES, 0) for label in order}
+    for place, found in outcome.items():
+        table[labels[place]][found] += 1
+    return table
+
+
+def _base_bin(share: float) -> str:
+    return BASE_BINS[int(np.ceil(np.round(4 * share, 9)))]
+
+
+def _by_chance(right: Counts, graded: Counts, regime_graded: Counts, threshold: float) -> dict[str, Any]:
+    used = (graded > 0) & (regime_graded > 0).all(0)
+    if not used.any():
+        return {key: _number_of_problems(np.zeros((1, 0)), np.zeros(0, dtype=np.int64)) for key in ("gained", "lost")}
+    # Problems of equal counts have equal chances: D kinds of problems instead of P problems.
+    table = np.stack([right, graded, regime_graded.sum(0)])[:, used]
+    (k, n, m), problems = np.unique(table, axis=1, return_counts=True)
+    rng = generator(0, "gained_lost", "chance")
+    resampled = rng.multinomial(int(problems.sum()), problems / problems.sum(), size=REPLICATES)
+    posterior = _chance_posterior(k, n, np.concatenate([problems[None], resampled]))
+    # The least count that solves; rounded first, because 0.1 · 30 must be 3.
+    least = np.ceil(np.round(threshold * m, 9))
+    solves = (posterior * stats.binom.sf(least[:, None] - 1, m[:, None], CHANCES)).sum(-1)
+    solved = np.asarray(np.round(k / n, 12) >= threshold)
+    return {
+        "gained": _number_of_problems(solves[:, ~solved], problems[~solved]),
+        "lost": _number_of_problems(1.0 - solves[:, solved], problems[solved]),
+    }
+
+
+def _chance_posterior(right: Counts, graded: Counts, problems: Counts) -> Array:
+    """(R, D, len(CHANCES)): posterior of the chance of a right sample of D kinds of problems, k = `right` of n = `graded`.
+
+    A row of `problems` (R, D) says how many problems of each kind the prior of that row is fitted to. The prior is any
+    distribution on CHANCES; EM_STEPS of expectation-maximisation from the flat one raise its likelihood (Laird 1978,
+    JASA 73:805) and stop before its weights break up into single points.
+    """
+    likelihood = np.asarray(stats.binom.pmf(right[:, None], graded[:, None], CHANCES))
+    shares = problems / problems.sum(1, keepdims=True)
+    prior = np.full((len(problems), len(CHANCES)), 1.0 / len(CHANCES))
+    for _ in range(EM_STEPS):
+        prior = prior * ((shares / (prior @ likelihood.T)) @ likelihood)
+    joint = likelihood * prior[:, None]
+    return np.asarray(joint / joint.sum(-1, keepdims=True))
+
+
+def _number_of_problems(chances: Array, problems: Counts) -> dict[str, Any]:
+    """Mean and central 95 % of the number of problems that flip: `problems` (D,) of each kind, each by its chance.
+
+    `chances` (R, D): the fitted ones, then those of the bootstrap, over whose rows the distribution is averaged.
+    """
+    total = int(problems.sum())
+    distribution = np.zeros(total + 1)
+    for row in chances:
+        of_row = np.ones(1)
+        for chance, count in zip(row.tolist(), problems.tolist(), strict=True):
+            of_row = np.convolve(of_row, stats.binom.pmf(np.arange(count + 1), count, min(max(chance, 0.0), 1.0)))
+        distribution += of_row / len(chances)
+    low, high = (int(place) for place in np.searchsorted(np.cumsum(distribution), (0.025, 0.975)))
+    return {"estimate": float(chances[0] @ problems), "low": low, "high": high, "n": total, "unit": "problems"}

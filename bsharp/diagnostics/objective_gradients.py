@@ -1,0 +1,261 @@
+"""The policy gradients of several objectives on the same rollouts, as inner products and as vectors.
+
+Whatever is asked of them later (cosines, halves of the batch, jackknife, variance) follows from inner products alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
+from scipy import linalg
+from torch import Tensor, nn
+
+from bsharp import algorithm
+from bsharp.algorithm import Objective, ScoreInputs
+from bsharp.config import AlgorithmConfig, SamplingConfig
+from bsharp.masking import masked_sum
+from bsharp.models.loading import LanguageModel
+from bsharp.models.logprobs import forward_responses, response_logprobs, scoring_microbatches
+from bsharp.rollouts import RolloutBatch
+from bsharp.seeding import generator
+
+__all__ = ["ObjectiveGradients", "module_group", "objective_gradients"]
+
+BLOCKS = 8
+ROUNDING = 1e-5
+"""Relative size below which a difference of fp32 log-probabilities, summed over a response, is rounding."""
+
+
+@dataclass(frozen=True)
+class ObjectiveGradients:
+    """Inner products of the contributions g_{o,k} to the ascent directions ĝ_o = Σ_k g_{o,k} of O objectives.
+
+    A block k holds the problems dealt to it at random, a share of all rows; K blocks, P problems. Float64.
+    """
+
+    names: tuple[str, ...]  # O
+    groups: Mapping[str, NDArray[np.float64]]  # module group, in network order → ⟨g_{o,k}, g_{p,l}⟩, (O, K, O, K)
+    problem_products: NDArray[np.float64]  # (P, O, O): ⟨g_{o,p}, g_{q,p}⟩ of each problem's own contribution
+    problem_shares: NDArray[np.float64]  # (P,): rows of the problem / rows of the batch
+    problem_block: NDArray[np.intp]  # (P,)
+    scores: NDArray[np.float64]  # (O, B) of the rows that count
+    score_problems: NDArray[np.intp]  # (B,): problem of each of these rows
+    flat: NDArray[np.bool_]  # (O,): the scores do not differ within any problem, so the gradient is 0
+    basis: Float[Tensor, "R N"]  # gradients that were differentiated, in the order of the trainable parameters
+    mixing: Float[Tensor, "O R"]  # every ĝ_o = Σ_r mixing[o, r] basis[r]
+
+    @property
+    def total(self) -> NDArray[np.float64]:
+        """⟨g_{o,k}, g_{p,l}⟩ over the whole model, (O, K, O, K)."""
+        return np.asarray(sum(self.groups.values()))
+
+    def vector(self, name: str) -> Float[Tensor, " N"]:
+        """The direction ĝ in which `name` rises, over the trainable parameters in their order, fp32."""
+        return self.mixing[self.names.index(name)].to(self.basis) @ self.basis
+
+
+def objective_gradients(
+    policy: LanguageModel,
+    base: LanguageModel,
+    batch: RolloutBatch,
+    objectives: Mapping[str, Objective],
+    algorithm_config: AlgorithmConfig,
+    sampling: SamplingConfig,
+    *,
+    microbatch_rows: int,
+    seed: int,
+    blocks: int = BLOCKS,
+) -> ObjectiveGradients:
+    """Policy gradients ĝ_o = Σ_i Σ_t w_it A_oi ∇ log π(y_it) of all objectives on the rollouts of `policy`.
+
+    A and w are those of a training step: the advantage and the reduction of `algorithm_config`, the temperature and the
+    length mode of `sampling`. Advantage "gae" has no critic here and becomes "leave_one_out". The loss is that of
+    exactly on-policy rollouts, where reinforce and ppo_clip agree; −ĝ_o is what a step leaves in the gradient.
+
+    Every problem is run forward once. Objectives whose advantages are linear combinations of others' (within 1e-5: at
+    the base a KL term adds nothing) are not differentiated: there are as many backward passes as independent ones.
+    Problems with too few valid rows for their advantage say nothing and are left out. An objective whose scores differ
+    within no problem by more than rounding is `flat`: its gradient is exactly 0, as all are without a problem that counts.
+
+    Needs 4 R (K + 3) N bytes for R independent objectives, K blocks (at most one per problem) and N trainable parameters.
+    Raises ValueError without an objective and without a trainable parameter.
+    """
+    parameters = {name: p for name, p in policy.model.named_parameters() if p.requires_grad}
+    if not objectives or not parameters:
+        raise ValueError(
+            f"gradients need an objective and a trainable parameter, got {len(objectives)} and {len(parameters)}; "
+            "name an objective, or call model.requires_grad_(True)"
+        )
+    generates = (sampling.temperature, sampling.fixed_length)
+    base_logprobs = response_logprobs(
+        base, batch.prompt_token_ids, batch.response_token_ids, batch.mask, *generates, microbatch_rows
+    )
+    advantage = "leave_one_out" if algorithm_config.advantage == "gae" else algorithm_config.advantage
+    counted = _counted_rows(batch, needs_group=advantage in ("leave_one_out", "group_z_score"))
+    present = sorted(set(batch.group_index[counted].tolist()))
+    inputs = ScoreInputs(batch.rewards, base_logprobs, batch.behaviour_logprobs, batch.mask)
+    scores, flat = _scores(objectives, inputs, counted, batch)
+    advantages = torch.stack([algorithm.ADVANTAGES[advantage](row, batch.group_index, batch.valid) for row in scores])
+    advantages[torch.as_tensor(flat)] = 0.0
+    chosen, mixing = _independent(advantages.double().numpy())
+    weights = algorithm.reduction_weights(batch.mask, algorithm_config.reduction, batch.valid, sampling.max_new_tokens)
+    block_of = _dealt(len(present), blocks, seed)
+    size = sum(parameter.numel() for parameter in parameters.values())
+    sums = torch.zeros(len(chosen), int(block_of.max(initial=0)) + 1, size, device=policy.device)
+    products = np.empty((len(present), len(chosen), len(chosen)))
+    for place, problem in enumerate(present):
+        rows = torch.nonzero(counted & (batch.group_index == problem)).flatten()
+        coefficients = advantages[chosen][:, rows, None] * weights[rows]
+        piece = _contributions(
+            policy, batch, rows.tolist(), coefficients, list(parameters.values()), generates, microbatch_rows
+        )
+        sums[:, block_of[place]] += piece
+        products[place] = (piece @ piece.T).double().cpu().numpy()
+    rows_of = torch.bincount(batch.group_index[counted], minlength=batch.problems)[present].double().numpy()
+    return ObjectiveGradients(
+        names=tuple(objectives),
+        groups=_group_products(sums, parameters, mixing),
+        problem_products=np.einsum("or,prs,qs->poq", mixing, products, mixing),
+        problem_shares=rows_of / rows_of.sum(),
+        problem_block=block_of,
+        scores=scores[:, counted].double().numpy(),
+        score_problems=batch.group_index[counted].numpy(),
+        flat=flat,
+        basis=sums.sum(dim=1),
+        mixing=torch.as_tensor(mixing),
+    )
+
+
+def module_group(parameter_name: str) -> str:
+    """The part of a causal LM that a parameter belongs to, from its name alone.
+
+    "layer 3 attention", "layer 3 mlp", "layer 3 norms", "layer 3 rest", "embedding", "head", "final norm" or "rest": the first
+    number in the name is the layer's, and its child is told by its words (attn, mlp, norm and the like).
+    """
+    name = parameter_name.lower()
+    layer = re.search(r"\.(\d+)\.", name)
+    if layer:
+        inside = name[layer.end() :]
+        # First the norms: one beside the attention may carry its name, as post_attention_layernorm does.
+        if re.match(r"\w*(norm|ln_)", inside):
+            return f"layer {layer[1]} norms"
+        if re.match(r"\w*(attn|attention)", inside):
+            return f"layer {layer[1]} attention"
+        if re.match(r"\w*(mlp|feed_forward|ffn|moe|expert)", inside):
+            return f"layer {layer[1]} mlp"
+        return f"layer {layer[1]} rest"
+    if re.search(r"lm_head|embed_out", name):
+        return "head"
+    if re.search(r"embed|wte|wpe", name):
+        return "embedding"
+    return "final norm" if re.search(r"norm|ln_f", name) else "rest"
+
+
+def _counted_rows(batch: RolloutBatch, needs_group: bool) -> Bool[Tensor, " B"]:
+    """The rows that can have a gradient: valid, and with another one to be compared with where the advantage needs it."""
+    if not needs_group or not batch.rows:
+        return batch.valid
+    graded = torch.bincount(batch.group_index[batch.valid], minlength=batch.problems)
+    return batch.valid & (graded[batch.group_index] >= 2)
+
+
+def _scores(
+    objectives: Mapping[str, Objective], inputs: ScoreInputs, counted: Bool[Tensor, " B"], batch: RolloutBatch
+) -> tuple[Float[Tensor, "O B"], NDArray[np.bool_]]:
+    """Scores of every objective, and which of them differ within no problem by more than rounding."""
+    base = masked_sum(inputs.base_token_logprobs, inputs.completion_mask).abs()
+    own = masked_sum(inputs.behaviour_token_logprobs, inputs.completion_mask).abs()
+    scores, flat = [], []
+    for objective in objectives.values():
+        score = objective.score(inputs)
+        terms = (abs(objective.base_loglikelihood) + objective.kl_to_base) * base
+        terms = terms + (objective.kl_to_base + abs(objective.own_loglikelihood)) * own
+        tolerance = ROUNDING * float(terms[counted].max()) if bool(counted.any()) else 0.0
+        groups = algorithm.zero_variance_groups(score, batch.group_index, counted, tolerance)
+        flat.append(groups.zero_variance == groups.comparable)
+        scores.append(torch.where(counted, score, 0.0))
+    return torch.stack(scores), np.array(flat)
+
+
+def _dealt(problems: int, blocks: int, seed: int) -> NDArray[np.intp]:
+    """A block for every problem, at random; (P,)."""
+    block_of = np.empty(problems, dtype=np.intp)
+    block_of[generator(seed, "gradient_blocks").permutation(problems)] = np.arange(problems) % max(
+        1, min(blocks, problems)
+    )
+    return block_of
+
+
+def _independent(advantages: NDArray[np.float64]) -> tuple[list[int], NDArray[np.float64]]:
+    """Objectives to differentiate, and how each of the O is mixed from them, (O, R)."""
+    norms = np.linalg.norm(advantages, axis=1, keepdims=True)
+    scaled = np.divide(advantages, norms, out=np.zeros_like(advantages), where=norms > 0)
+    triangle, pivots = linalg.qr(scaled.T, mode="r", pivoting=True)
+    rank = int((np.abs(np.diag(triangle)) > ROUNDING).sum())
+    chosen = sorted(pivots[:rank].tolist())
+    mixing = np.linalg.lstsq(scaled[chosen].T, scaled.T, rcond=None)[0].T * norms
+    mixing = mixing / norms[chosen].T if rank else np.zeros((len(advantages), 0))
+    # The objectives that were differentiated are themselves, to the last bit.
+    mixing[chosen] = np.eye(rank)
+    return chosen, mixing
+
+
+def _contributions(
+    policy: LanguageModel,
+    batch: RolloutBatch,
+    rows: list[int],
+    coefficients: Float[Tensor, "R n T"],
+    parameters: Sequence[nn.Parameter],
+    generates: tuple[float, bool],
+    microbatch_rows: int,
+) -> Float[Tensor, "R N"]:
+    """Σ_i Σ_t c_rit ∇ log π(y_it) over the rows of one problem, fp32."""
+    size = sum(parameter.numel() for parameter in parameters)
+    found = torch.zeros(len(coefficients), size, device=policy.device)
+    lengths = batch.mask[rows].sum(-1).tolist()
+    for places in scoring_microbatches([batch.prompt_token_ids[row] for row in rows], lengths, microbatch_rows):
+        part = [rows[place] for place in places]
+        width = max(1, max(lengths[place] for place in places))
+        logprobs = forward_responses(
+            policy,
+            [batch.prompt_token_ids[row] for row in part],
+            batch.response_token_ids[part, :width],
+            batch.mask[part, :width],
+            *generates,
+        ).token_logprobs
+        for number, weights in enumerate(coefficients[:, places, :width].to(logprobs.device, logprobs.dtype)):
+            if not bool(weights.any()):
+                continue
+            value = algorithm.weighted_sum(logprobs, weights)
+            last = number == len(coefficients) - 1
+            pieces = torch.autograd.grad(value, parameters, retain_graph=not last, allow_unused=True)
+            found[number] += torch.cat(list(_flattened(pieces, parameters)))
+    return found
+
+
+def _flattened(pieces: Sequence[Tensor | None], parameters: Sequence[nn.Parameter]) -> Iterator[Float[Tensor, " n"]]:
+    for piece, parameter in zip(pieces, parameters, strict=True):
+        yield torch.zeros(parameter.numel(), device=parameter.device) if piece is None else piece.reshape(-1).float()
+
+
+def _group_products(
+    sums: Float[Tensor, "R K N"], parameters: Mapping[str, nn.Parameter], mixing: NDArray[np.float64]
+) -> dict[str, NDArray[np.float64]]:
+    """⟨g_{o,k}, g_{p,l}⟩ of every module group, (O, K, O, K), in network order."""
+    independent, blocks, _ = sums.shape
+    products: dict[str, NDArray[np.float64]] = {}
+    start = 0
+    for name, parameter in parameters.items():
+        piece = sums[:, :, start : start + parameter.numel()].flatten(0, 1).double()
+        start += parameter.numel()
+        product = (piece @ piece.T).cpu().numpy().reshape(independent, blocks, independent, blocks)
+        mixed = np.einsum("or,rksl,ps->okpl", mixing, product, mixing)
+        group = module_group(name)
+        products[group] = products.get(group, 0.0) + mixed
+    return products

@@ -1,0 +1,222 @@
+"""Section 6: reward, base log-probability, KL and entropy over planes and lines of the weights, with the runs' paths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from bsharp.reporting.cells import number, plain_text
+from bsharp.reporting.page.charts import Curve, axis, lines, shortened, significant
+from bsharp.reporting.page.glossary import GLOSSARY, axis_title
+from bsharp.reporting.page.load import RunData, finite
+from bsharp.reporting.page.parts import Chart, DataTable, Paragraph, Part, Section
+from bsharp.reporting.page.sections.common import not_computed, section_of
+
+__all__ = ["METRIC_OF", "section"]
+
+Plane = Mapping[str, Any]
+METRIC_OF = {"reward": "reward", "base_logprob": "base_logprob", "kl": "kl", "entropy": "entropy"}
+"""The glossary's metric of each quantity of the surface."""
+
+
+def section(run: RunData) -> Section:
+    """A map per plane and quantity, the shares of the paths that the planes explain, and the lines between checkpoints."""
+    surface = run.diagnostics.get("surface")
+    absent = not_computed(run, "Loss surface", "surface")
+    if not surface:
+        return section_of("surface", "Loss surface", [], absent)
+    planes, found = surface.get("planes") or [], surface.get("lines") or []
+    parts: list[Part] = [
+        Paragraph(
+            f"Every point of a map is a network: the base's weights plus steps along two directions. Each was sampled anew, "
+            f"{surface.get('problems')} problems × {surface.get('samples')} samples with the same random streams at every point, "
+            "so that neighbours differ by their weights and not by luck. Standard errors show on hover and are in the CSV."
+        )
+    ]
+    for index, plane in enumerate(planes):
+        parts += [_map(plane, index, key) for key in plane.get("values") or {}]
+    parts += _explained(planes)
+    quantities = dict.fromkeys(key for line in found for key in line.get("values") or {})
+    parts += [_lines(found, key) for key in quantities]
+    return section_of("surface", "Loss surface", parts if planes or found else [], absent)
+
+
+def _title(key: str) -> str:
+    return axis_title(METRIC_OF[key]) if key in METRIC_OF else plain_text(key)
+
+
+def _name(key: str) -> str:
+    return GLOSSARY[METRIC_OF[key]].term if key in METRIC_OF else plain_text(key)
+
+
+def _map(plane: Plane, index: int, key: str) -> Chart:
+    across, down = plane["axes"]
+    titles = [
+        f"towards {shortened(plain_text(across['label']), 24)} (distance in weights)",
+        f"{shortened(plain_text(down['label']), 24)}, orthogonal (distance in weights)",
+    ]
+    mean, error = plane["values"][key]["mean"], plane["values"][key].get("standard_error") or []
+    columns: dict[str, list[Any]] = {
+        "kind": [],
+        "name": [],
+        "x": [],
+        "y": [],
+        "step": [],
+        "value": [],
+        "standard_error": [],
+    }
+    hover: list[list[str]] = []
+    for row, y in enumerate(plane["y"]):
+        hover.append([])
+        for column, x in enumerate(plane["x"]):
+            value = significant(mean[row][column])
+            spread = significant(error[row][column]) if error else None
+            told = (
+                "undefined"
+                if value is None
+                else f"{value:g}" + (f" ± {spread:g} (standard error)" if spread is not None else "")
+            )
+            hover[-1].append(f"({x:.3g}, {y:.3g}): {told}")
+            _append(columns, "grid", key, significant(x), significant(y), None, value, spread)
+    surface: dict[str, Any] = {
+        "type": "contour",
+        "x": [significant(x) for x in plane["x"]],
+        "y": [significant(y) for y in plane["y"]],
+        "z": [[significant(value) for value in row] for row in mean],
+        "customdata": hover,
+        "hovertemplate": "%{customdata}<extra></extra>",
+        "contours": {"coloring": "heatmap"},
+        "line": {"width": 0.5},
+        "colorbar": {"title": {"text": _title(key), "side": "right"}},
+        "meta": {"scale": "sequential"},
+    }
+    traces = [surface, *_paths(plane, columns), _anchors(plane, columns)]
+    angle = finite(plane.get("angle_degrees"))
+    caption = (
+        "Colour and lines of equal height: the mean over fresh samples; distances are Euclidean, on one scale. "
+        "Paths are training runs as the plane sees them: read them with the share explained below."
+    )
+    if angle is not None:
+        caption += f" The two directions stood at {angle:.0f}° before they were made orthogonal."
+    layout = {
+        "xaxis": axis(titles[0], zeroline=False, range=_reach(plane, "x"), constrain="domain"),
+        "yaxis": axis(titles[1], zeroline=False, range=_reach(plane, "y"), scaleanchor="x", constrain="domain"),
+    }
+    heading = f"{_name(key)}, plane of {plain_text(plane.get('name', index))}"
+    return Chart(f"surface_{index}_{key}", heading[0].upper() + heading[1:], caption, traces, layout, columns, 520)
+
+
+def _reach(plane: Plane, coordinate: str) -> list[float]:
+    """The range of an axis that holds the grid, the anchors and the paths."""
+    values = [*plane[coordinate], *(anchor[coordinate] for anchor in plane.get("anchors") or [])]
+    values += [value for path in plane.get("paths") or [] for value in path[coordinate]]
+    known = [number for value in values if (number := finite(value)) is not None]
+    return [min(known), max(known)]
+
+
+def _append(columns: Mapping[str, list[Any]], *cells: Any) -> None:
+    for column, cell in zip(columns.values(), cells, strict=True):
+        column.append(cell)
+
+
+def _paths(plane: Plane, columns: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
+    told: set[str] = set()
+    for path in plane.get("paths") or []:
+        regime, seed = str(path["regime"]), path.get("seed")
+        shares = list(path.get("explained") or [None] * len(path["steps"]))
+        text = [
+            f"{regime}, seed {seed}, step {step}: {number(finite(share), 100, 0)} % explained"
+            for step, share in zip(path["steps"], shares, strict=True)
+        ]
+        for step, x, y in zip(path["steps"], path["x"], path["y"], strict=True):
+            _append(columns, "path", f"{regime}, seed {seed}", significant(x), significant(y), step, None, None)
+        yield {
+            "type": "scatter",
+            "mode": "lines+markers",
+            "name": regime,
+            "legendgroup": regime,
+            "showlegend": regime not in told,
+            "x": [significant(x) for x in path["x"]],
+            "y": [significant(y) for y in path["y"]],
+            "text": text,
+            "hoverinfo": "text",
+            "marker": {"size": 5},
+            "meta": {"regime": regime, "role": "line"},
+        }
+        told.add(regime)
+
+
+def _anchors(plane: Plane, columns: Mapping[str, list[Any]]) -> dict[str, Any]:
+    anchors = plane.get("anchors") or []
+    for anchor in anchors:
+        _append(
+            columns, "anchor", str(anchor["name"]), significant(anchor["x"]), significant(anchor["y"]), None, None, None
+        )
+    return {
+        "type": "scatter",
+        "mode": "markers+text",
+        "name": "anchors",
+        "x": [significant(anchor["x"]) for anchor in anchors],
+        "y": [significant(anchor["y"]) for anchor in anchors],
+        "text": [plain_text(anchor["name"]) for anchor in anchors],
+        "textposition": "top center",
+        "marker": {"symbol": "diamond", "size": 10},
+        "cliponaxis": False,
+        "meta": {"role": "marker"},
+    }
+
+
+def _explained(planes: Sequence[Plane]) -> Iterator[DataTable]:
+    rows = [
+        [
+            str(path["regime"]),
+            str(path.get("seed")),
+            plain_text(plane.get("name")),
+            number(finite(path.get("explained_overall")), 100),
+            number(finite((path.get("explained") or [None])[-1]), 100),
+        ]
+        for plane in planes
+        for path in plane.get("paths") or []
+    ]
+    if rows:
+        share = axis_title("explained")
+        yield DataTable(
+            "surface_explained",
+            "How much of each path the planes explain",
+            "Share of the squared distance from the base that lies in the plane, over all snapshots and at the last. A path with "
+            "a small share runs mostly outside the map. Seeds whose checkpoint spans the plane explain themselves.",
+            ("regime", "seed", "plane", f"{share}, overall", f"{share}, last"),
+            rows,
+            numeric=(1, 3, 4),
+        )
+
+
+def _lines(found: Sequence[Mapping[str, Any]], key: str) -> Chart:
+    drawn = []
+    for line in found:
+        values = (line.get("values") or {}).get(key)
+        if not values:
+            continue
+        mean = [finite(value) for value in values["mean"]]
+        error = [finite(value) for value in values.get("standard_error") or []] or [None] * len(mean)
+        low, high = (
+            [None if m is None or e is None else m + sign * 1.96 * e for m, e in zip(mean, error, strict=True)]
+            for sign in (-1, 1)
+        )
+        name = plain_text(line.get("name", ""))
+        drawn.append(Curve(name, _line_regime(line), line["t"], mean, low, high))
+    return lines(
+        f"line_{key}",
+        f"{_name(key)[0].upper()}{_name(key)[1:]} along straight lines between checkpoints",
+        "0 is the first, 1 the second checkpoint of each line; bars are 95 % intervals (1.96 standard errors over problems). "
+        "A dip between two good checkpoints is a barrier.",
+        axis("position on the line t (0 = first, 1 = second checkpoint)"),
+        axis(_title(key)),
+        drawn,
+        band=False,
+    )
+
+
+def _line_regime(line: Mapping[str, Any]) -> str | None:
+    """The regime at the far end gives the colour; a line that does not start at the base has neutral ink."""
+    return str(line.get("label_to")) if line.get("label_from") == "base" else None

@@ -1,0 +1,270 @@
+"""In a real Chromium: every chart drawn, nothing asked of the network, no error, hostile text inert, all by keyboard."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sample_runs import make_comparison
+
+from bsharp.reporting.page.embed import visible
+from bsharp.reporting.page.parts import Chart, Page, RunPage, Section
+from bsharp.reporting.page.render import render_page
+from bsharp.reporting.page.report import write_report
+
+pytestmark = pytest.mark.xdist_group("chromium")
+WIDE = {"width": 1280, "height": 900}
+PHONE = {"width": 390, "height": 844}
+
+
+@contextmanager
+def opened(browser: Any, path: Path, **options: Any) -> Iterator[Any]:
+    """The page, ready; on leaving: one request (the page itself), nothing on the console, no injected code run."""
+    context = browser.new_context(**{"viewport": WIDE, "reduced_motion": "reduce", **options})
+    page = context.new_page()
+    page.set_default_timeout(30_000)
+    requests: list[str] = []
+    messages: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("pageerror", lambda error: messages.append(str(error)))
+    try:
+        page.goto(path.as_uri())
+        page.wait_for_selector("html[data-ready]")
+        yield page
+        assert page.evaluate("window.__pwned") is None
+        # blob: and data: are the page's own memory.
+        assert {url for url in requests if not url.startswith(("blob:", "data:"))} == {path.as_uri()}
+        assert messages == []
+    finally:
+        context.close()
+
+
+def until(page: Any, expression: str) -> None:
+    """Wait for a JavaScript expression to hold. (The page's security policy forbids playwright's wait_for_function.)"""
+    end = time.monotonic() + 30
+    while not page.evaluate(expression):
+        assert time.monotonic() < end, f"never true: {expression}"
+        page.wait_for_timeout(50)
+
+
+def drawn_all(page: Any) -> int:
+    """Scroll every chart into view and wait until all are drawn; how many there are."""
+    count = int(page.locator("figure.chart").count())
+    for at in range(count):
+        page.locator("figure.chart").nth(at).scroll_into_view_if_needed()
+    charts = "[...document.querySelectorAll('figure.chart')].filter(f => f.querySelector('.cartesianlayer .subplot'))"
+    until(page, f"{charts}.length === {count}")
+    return count
+
+
+def shown(page: Any) -> list[str]:
+    page.wait_for_selector(".problem-list")
+    return list(page.locator(".problem-list .question").all_inner_texts())
+
+
+def test_every_chart_is_drawn_in_its_regimes_colours_light_and_dark(browser: Any, page_file: Path) -> None:
+    with opened(browser, page_file, color_scheme="dark") as page:
+        charts = drawn_all(page)
+        assert charts == 6
+        assert page.locator(".js-plotly-plot").count() == charts
+        colours = (
+            "[...document.querySelectorAll('.chart .js-plotly-plot')][0].data.map(trace => (trace.line || {}).color)"
+        )
+        assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+        assert page.evaluate(colours)[3] == "#4aa8e0"
+        page.click("#theme")
+        until(page, colours + "[3] === '#0072b2'")
+        assert page.evaluate("getComputedStyle(document.documentElement).backgroundColor") == "rgb(253, 253, 252)"
+        # A name stays a name inside a chart too.
+        legend = page.locator(".legendtext").all_text_contents()
+        assert any(text.startswith("<script>window") for text in legend)
+
+
+def test_every_chart_of_a_comparison_with_all_diagnostics_is_drawn(browser: Any, tmp_path: Path) -> None:
+    with opened(browser, write_report([make_comparison(tmp_path / "run")])) as page:
+        assert drawn_all(page) > 20
+        assert page.locator("section").count() == 11
+        page.locator("td.gained button").first.click()
+        page.wait_for_selector(".completions .model")
+
+
+def test_hostile_text_is_shown_as_text(browser: Any, page_file: Path, make_records: Any) -> None:
+    hostile = make_records()["tilted"][0][0]["text"]
+    with opened(browser, page_file) as page:
+        assert page.locator("section img, section script, section iframe").count() == 0
+        assert page.locator(".verdict").inner_text() == "Sharpening only: " + " ".join(visible(hostile).split())
+        page.locator(".completions").scroll_into_view_if_needed()
+        page.click("button[data-model='2']")
+        page.wait_for_selector(".model >> nth=2")
+        texts = page.locator(".model").nth(2).locator("pre.text").all_inner_texts()
+        assert visible(hostile) in texts
+        assert page.locator(".completions script, .completions img").count() == 0
+
+
+def test_a_text_of_two_million_characters_is_cut_until_asked_for(browser: Any, page_file: Path) -> None:
+    with opened(browser, page_file) as page:
+        page.locator(".completions").scroll_into_view_if_needed()
+        more = page.locator(".model button.more")
+        more.wait_for()
+        assert more.inner_text() == "Show all 2,000,000 characters"
+        assert len(page.locator(".model pre.text").nth(4).inner_text()) == 4000
+        more.click()
+        assert page.evaluate("document.activeElement.textContent.length") == 2_000_000
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_a_count_opens_its_problems_and_the_filters_narrow_them(browser: Any, page_file: Path) -> None:
+    with opened(browser, page_file) as page:
+        page.locator("td.gained button").first.click()
+        page.wait_for_selector(".problem-list")
+        assert [text.split()[0] for text in shown(page)[1:]] == ["2", "3"]  # problem 0 has the hostile question
+        assert page.locator(".count").inner_text().startswith("3 of 40 problems, chosen above")
+        assert page.locator("button[data-model='2']").get_attribute("aria-pressed") == "true"
+        page.locator(".table button.problems").first.click()  # the link in a table
+        until(page, "document.querySelector('.count').textContent.startsWith('2 of 40')")
+        page.click("button.clear")
+        assert page.locator(".count").inner_text() == "40 of 40 problems"
+        page.click("button[data-show=lost]")
+        assert shown(page) == ["4 + 7 = ?"]
+        page.click("button[data-show=collapsed]")
+        assert shown(page) == ["1 + 7 = ?"]
+        page.wait_for_selector(".model .badge.bad >> text=collapsed")
+        page.click("button[data-show=all]")
+        page.fill(".completions input", "+ 3")
+        assert [text.split()[0] for text in shown(page)] == ["3", "13", "23", *map(str, range(30, 40))]
+        page.select_option("select[data-filter=role]", "transfer")
+        assert [text.split()[0] for text in shown(page)] == ["13", *map(str, range(30, 40))]
+        page.fill(".completions input", "nothing has this")
+        assert "No problem matches" in page.locator(".detail").inner_text()
+        page.fill(".completions input", "")
+        page.select_option("select[data-filter=role]", "")
+        page.select_option("select[data-filter=about]", "0")
+        page.select_option("select[data-filter=grade]", "truncated")
+        assert len(shown(page)) == 1
+
+
+def test_the_models_stand_side_by_side_with_the_seed_that_is_chosen(browser: Any, page_file: Path) -> None:
+    with opened(browser, page_file) as page:
+        page.locator(".completions").scroll_into_view_if_needed()
+        page.click("[data-problem='1']")
+        page.click("button[data-model='2']")
+        models = page.locator(".model")
+        until(page, "document.querySelectorAll('.model').length === 3")
+        tops = {round(models.nth(at).bounding_box()["y"]) for at in range(3)}
+        assert len(tops) == 1
+        # Problem 1 of the fixture under tilted: one wrong answer, four times.
+        first = models.nth(2).locator(".sample").first.inner_text()
+        for piece in ("× 4", "wrong", "ℓ_ref\n−2.50", "log π\n−1.25", "reward\n0.00", "answer\n9", "length\n12 tokens"):
+            assert piece in first
+        models.nth(2).locator("select").select_option("1")
+        until(page, "document.querySelectorAll('.model select')[1].value === '1'")
+
+
+def test_everything_is_reached_by_keyboard(browser: Any, page_file: Path) -> None:
+    with opened(browser, page_file) as page:
+        page.locator(".completions").scroll_into_view_if_needed()
+        page.wait_for_selector(".problem-list")
+        page.evaluate("scrollTo(0, 0)")
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.className") == "skip"
+        reached: list[str] = []
+        name = "n.id || n.dataset.save || n.dataset.show || n.dataset.model || n.className"
+        describe = f"((n) => n.textContent === 'Config' ? 'end' : {name})"
+        while "end" not in reached and len(reached) < 260:
+            page.keyboard.press("Tab")
+            reached.append(page.evaluate(f"{describe}(document.activeElement)"))
+        wanted = {"theme", "svg", "png", "csv", "problems", "gained", "collapsed", "0", "problem", "scroll", "end"}
+        assert wanted <= set(reached)
+        page.keyboard.press("Enter")  # the fold at the end opens
+        assert page.evaluate("document.activeElement.closest('details').open") is True
+
+
+def test_a_phone_shows_the_page_without_sideways_scrolling(browser: Any, page_file: Path) -> None:
+    with opened(browser, page_file, viewport=PHONE, has_touch=True) as page:
+        drawn_all(page)
+        page.locator(".completions").scroll_into_view_if_needed()
+        page.wait_for_selector(".model")
+        assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+
+
+def test_a_chart_is_saved_as_svg_png_and_csv(browser: Any, page_file: Path) -> None:
+    signs = {"svg": b"<svg", "png": b"\x89PNG", "csv": b"step,tilted\n0,0.2\n"}
+    with opened(browser, page_file, accept_downloads=True) as page:
+        for kind, sign in signs.items():
+            with page.expect_download() as download:
+                page.locator(f"figure.chart [data-save={kind}]").first.click()
+            assert download.value.suggested_filename == f"accuracy.{kind}"
+            assert Path(download.value.path()).read_bytes().startswith(sign)
+
+
+def test_a_running_comparison_reloads_and_keeps_tab_filters_and_place(
+    browser: Any, make_page: Callable[..., Page], tmp_path: Path
+) -> None:
+    path = render_page(make_page("running: 5 of 19 runs done", runs=2), tmp_path)
+    context = browser.new_context(viewport=WIDE)
+    page = context.new_page()
+    page.clock.install()
+    page.goto(path.as_uri())
+    page.wait_for_selector("html[data-ready]")
+    page.locator("[role=tab]").first.focus()
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#run-1").is_visible()
+    assert not page.locator("#run-0").is_visible()
+    page.locator("#run-1 .completions").scroll_into_view_if_needed()
+    page.locator("#run-1 button[data-show=lost]").click()
+    place = page.evaluate("scrollY")
+    page.evaluate("window.before = true")
+    page.clock.run_for(10_000)  # the clock also runs by itself meanwhile
+    assert page.evaluate("window.before") is True
+    with page.expect_navigation():
+        page.clock.run_for(21_000)
+    page.wait_for_selector("html[data-ready]")
+    assert page.evaluate("window.before") is None
+    assert page.locator("#run-1").is_visible()
+    assert abs(page.evaluate("scrollY") - place) < 100
+    page.wait_for_selector("#run-1 button[data-show=lost][aria-pressed=true]")
+    page.click("#pause")
+    page.evaluate("window.before = true")
+    page.clock.run_for(120_000)
+    assert page.evaluate("window.before") is True
+    assert page.locator("#pause").inner_text() == "Resume"
+    context.close()
+
+
+def test_a_link_to_a_section_of_another_run_opens_that_run(browser: Any, make_page: Any, tmp_path: Path) -> None:
+    path = render_page(make_page(runs=2), tmp_path)
+    context = browser.new_context(viewport=WIDE)
+    page = context.new_page()
+    page.goto(path.as_uri() + "#run-1--section--manifest")
+    page.wait_for_selector("html[data-ready]")
+    assert page.locator("#run-1").is_visible()
+    context.close()
+
+
+def test_where_there_is_no_completions_browser_a_count_lists_its_problems(
+    browser: Any, problems_json: dict[str, Any], tmp_path: Path
+) -> None:
+    from bsharp.reporting.page.gained_lost import gained_lost_parts
+
+    parts = [part for part in gained_lost_parts(problems_json) if not isinstance(part, Chart)]
+    path = render_page(Page("t", [RunPage("run", "run", [Section("s", "Section", parts)])]), tmp_path)
+    with opened(browser, path) as page:
+        page.locator("td.gained button").first.click()
+        assert page.locator(".ids li").all_inner_texts() == ["add/0", "add/2", "add/3"]
+
+
+def test_the_page_and_python_show_the_same_characters(browser: Any, page_file: Path) -> None:
+    # The browser's script has its own copy of visible(); held together over every code unit that may matter.
+    codes = [*range(0x300), *range(0x600, 0x640), *range(0x2000, 0x2100), 0xD800, 0xDFFF, 0xFEFF]
+    source = page_file.read_text(encoding="utf-8")
+    start = source.index("const CONTROL")
+    code = source[start : source.index("async function inflate")]
+    with opened(browser, page_file) as page:
+        script = f"(codes) => {{ {code}; return codes.map((code) => visible(String.fromCharCode(code))); }}"
+        assert json.loads(json.dumps(page.evaluate(script, codes))) == [visible(chr(code)) for code in codes]
