@@ -41,8 +41,9 @@ lint: $(VENV)/.dev
 browser: $(VENV)/.dev
 	@$(BIN)/python tests/chromium.py
 
+# By file: what the tests of a file share is made once, not once per process.
 test: lint browser
-	$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
 
 tune: $(VENV)/.runtime
 	$(BIN)/bsharp compare --tune $(ARGS)

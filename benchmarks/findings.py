@@ -2,7 +2,7 @@
 
     python benchmarks/findings.py list
     python benchmarks/findings.py run fixed_length hybrid     # or: run all (an hour and a half on 2 cores)
-    python benchmarks/findings.py tables                      # writes the tables into docs/findings.md
+    python benchmarks/findings.py tables                      # writes the tables into docs/findings.md; or: tables NAME…
 
 A table in docs/findings.md stands between `<!-- table NAME -->` and `<!-- end NAME -->` and is never edited by hand.
 """
@@ -82,6 +82,13 @@ def default() -> None:
     compare("default", CompareConfig())
 
 
+def diagnose() -> None:
+    from bsharp.experiment import diagnose
+
+    print("== diagnose", flush=True)
+    diagnose(RUNS / "default", on_progress=lambda name, done, total: print(f"{name} {done}/{total}", flush=True))
+
+
 def fixed_length() -> None:
     compare(
         "fixed_length",
@@ -144,6 +151,7 @@ EXPERIMENTS: dict[str, Callable[[], None]] = {
     "tune": tune,
     "pretrain_bases": pretrain_bases,
     "default": default,
+    "diagnose": diagnose,
     "fixed_length": fixed_length,
     "long_runs": long_runs,
     "hybrid": hybrid,
@@ -265,6 +273,105 @@ def gradient_table(name: str) -> str:
     return table(columns, rows)
 
 
+def diagnostic(name: str) -> dict[str, Any]:
+    path = RUNS / "default" / "diagnostics" / f"{name}.json"
+    if not path.exists():
+        sys.exit(f"{path} is missing; first: python benchmarks/findings.py run default diagnose")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def number(figure: dict[str, Any] | None, digits: int = 2) -> str:
+    if figure is None or figure["estimate"] is None:
+        return "–"
+    if figure["low"] is None:
+        return f"{figure['estimate']:.{digits}f}"
+    return f"{figure['estimate']:.{digits}f} [{figure['low']:.{digits}f}, {figure['high']:.{digits}f}]"
+
+
+def alignment_table() -> str:
+    """Cosines to the task gradient at the base, noise floor and signal-to-noise, all on one batch."""
+    point = diagnostic("alignment")["points"][0]
+    names = point["objectives"]
+    task = names.index("task_reward")
+    rows = [
+        [
+            name,
+            number(point["euclidean"]["matrix"][task][place]),
+            number(point["euclidean"]["debiased"][task][place]),
+            number(point["euclidean"]["noise_floor"][place]),
+            number(point["fisher"]["matrix"][task][place]),
+            number(point["variance"][place]["signal_to_noise"], 1),
+        ]
+        for place, name in enumerate(names)
+    ]
+    return table(("objective", "cosine", "debiased", "half-batch floor", "Fisher cosine", "signal-to-noise"), rows)
+
+
+def mistakes_table() -> str:
+    """Types of mistakes whose margin rose or fell clearly, all of them and the usual ones of wrong-mode families."""
+    found = diagnostic("mistakes")
+    rows = []
+    for stage, label in (("first_step", "first step"), ("trained", "trained")):
+        for name, every in found["summary"][stage].items():
+            usual = found["wrong_mode_summary"][stage][name]
+            cosine = number(found["margin_cosine"][name]["all"]) if stage == "first_step" else ""
+            counts = [f"{group['corrected']}, {group['amplified']} of {group['types']}" for group in (every, usual)]
+            rows.append([label, name, *counts, cosine])
+    columns = (
+        "when",
+        "objective",
+        "all types: corrected, amplified",
+        "wrong mode: corrected, amplified",
+        "margin cosine",
+    )
+    return table(columns, rows)
+
+
+def sensitivity_table() -> str:
+    """Over the changes that keep the answer: how often the greedy answer changes, and what was right stays right."""
+    rows = []
+    for name, figures in diagnostic("sensitivity")["overall"].items():
+        changed, kept = figures.get("answer_changed_delta"), figures.get("right_kept_delta")
+        rows.append(
+            [
+                name,
+                percent(figures["answer_changed"]),
+                "" if changed is None else points(changed),
+                percent(figures["right_kept"]),
+                "" if kept is None else points(kept),
+            ]
+        )
+    return table(("model", "answer changed %", "Δ points", "right stays right %", "Δ points"), rows)
+
+
+def certainty_table() -> str:
+    """Calibration, and what became of problems whose majority answer is wrong; gained and lost beside chance."""
+    calibration, problems = diagnostic("calibration"), diagnostic("problems")
+    rows = [["base", percent(calibration["models"]["base"]["ece"]), "", "", "", ""]]
+    for name, change in calibration["changes"].items():
+        regime = problems["regimes"][name]
+        chance = regime["expected_by_chance"]
+        rows.append(
+            [
+                name,
+                percent(calibration["models"][name]["ece"]),
+                points(change["ece_change"]),
+                f"{percent(change['wrong_and_more_certain'])} / {percent(change['wrong_and_less_certain'])}",
+                f"{len(regime['gained'])} ({chance['gained']['low']:.0f}–{chance['gained']['high']:.0f})",
+                f"{len(regime['lost'])} ({chance['lost']['low']:.0f}–{chance['lost']['high']:.0f})",
+            ]
+        )
+    columns = (
+        "model",
+        "ECE %",
+        "Δ points",
+        "wrong and more / less certain %",
+        "gained (by chance)",
+        "lost (by chance)",
+    )
+    return table(columns, rows)
+
+
 def tuning_table() -> str:
     """Validation accuracy of the last and of the best check, KL and entropy at the end, by regime and rate."""
     found = json.loads((RUNS / "tune" / "tune.json").read_text(encoding="utf-8"))
@@ -302,6 +409,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "modes": lambda: group_table("default", "modes"),
     "families": lambda: group_table("default", "families"),
     "gradients": lambda: gradient_table("default"),
+    "alignment": alignment_table,
+    "mistakes": mistakes_table,
+    "sensitivity": sensitivity_table,
+    "certainty": certainty_table,
     "fixed_length": lambda: headline_table(("48 tokens", "fixed_length")),
     "tune": lambda: tuning_table(),
     "long_runs": lambda: headline_table(("60 steps", "long_runs")),
@@ -312,9 +423,14 @@ TABLES: dict[str, Callable[[], str]] = {
 }
 
 
-def write_tables() -> None:
+def write_tables(names: Sequence[str]) -> None:
     text = DOCUMENT.read_text(encoding="utf-8")
+    unknown = [name for name in names if name not in TABLES]
+    if unknown:
+        sys.exit(f"unknown table {unknown[0]}; known: {', '.join(TABLES)}")
     for name, build in TABLES.items():
+        if names and name not in names:
+            continue
         pattern = re.compile(rf"(<!-- table {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
         if not pattern.search(text):
             sys.exit(f"{DOCUMENT} has no place for the table {name}; add <!-- table {name} --> and <!-- end {name} -->")
@@ -335,7 +451,7 @@ def main(arguments: Sequence[str]) -> None:
         for name in chosen:
             EXPERIMENTS[name]()
     elif command == "tables":
-        write_tables()
+        write_tables(names)
     else:
         sys.exit(f"unknown command {command!r}; use list, run NAME… or tables")
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from bsharp.reporting.page.completions import completions_part
-from bsharp.reporting.page.parts import Chart, Completions, Page, RunPage, Section, Verdict
+from bsharp.reporting.page.parts import Chart, Completions, Legend, Page, RunPage, Section, Verdict
 from bsharp.reporting.page.render import render_page
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
@@ -100,16 +100,23 @@ def curve(rng: np.random.Generator, metric: str) -> Chart:
             columns["seed"] += [seed] * (STEPS + 1)
             columns["step"] += list(range(STEPS + 1))
             columns[metric] += values[seed].tolist()
-            drawn = values[seed, steps].round(5).tolist()
-            traces.append({"x": steps.tolist(), "y": drawn, "meta": {"regime": regime, "role": "seed"}})
         shown = values[:, steps].round(5)
         x = steps.tolist()
+        # As the learning curves of a real page: all seeds in one trace, with gaps.
+        single = [[*row, None] for row in shown.tolist()]
+        traces.append(
+            {
+                "x": [*x, None] * SEEDS,
+                "y": [y for row in single for y in row],
+                "meta": {"regime": regime, "role": "seed"},
+            }
+        )
         around = shown.max(0).tolist() + shown.min(0)[::-1].tolist()
         traces.append({"x": x + x[::-1], "y": around, "fill": "toself", "meta": {"regime": regime, "role": "band"}})
         mean = shown.mean(0).round(5).tolist()
         traces.append({"x": x, "y": mean, "name": regime, "mode": "lines", "meta": {"regime": regime, "role": "line"}})
     layout = {"xaxis": {"title": {"text": "step"}}, "yaxis": {"title": {"text": f"{metric} (made up)"}}}
-    return Chart(metric, metric, "Random walks.", traces, layout, columns)
+    return Chart(metric, metric, "Random walks.", traces, layout, columns, 270, legend=False)
 
 
 def usable(page: Any, address: str) -> tuple[float, float]:
@@ -143,7 +150,7 @@ def main() -> None:
     part: Completions = completions_part(given, None)
     sections = [
         Section("verdict", "Verdict", [Verdict("A made-up run.")]),
-        Section("curves", "Learning curves", [curve(rng, metric) for metric in METRICS]),
+        Section("curves", "Learning curves", [Legend(REGIMES), *(curve(rng, metric) for metric in METRICS)]),
         Section("completions", "Completions", [part]),
     ]
     with tempfile.TemporaryDirectory() as temporary:

@@ -209,13 +209,19 @@ def _compare(command: CompareCommand) -> None:
         )
     print_results(results, families=command.families)
     console.print(
-        f"Written to {folder}: results.json, table.md, metrics and every sample\n"
-        f"The page: {folder / 'report.html'}  (`bsharp diagnose {folder}` adds loss surface, input sensitivity and "
-        "gradients after training)",
+        f"Written to {folder}: results.json, table.md, metrics and every sample",
         highlight=False,
         markup=False,
         soft_wrap=True,
     )
+    if (folder / "report.html").exists():
+        console.print(
+            f"The page: {folder / 'report.html'}  (`bsharp diagnose {folder}` adds loss surface, input sensitivity and "
+            "gradients after training)",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def _diagnose(command: DiagnoseCommand) -> None:
@@ -273,6 +279,12 @@ def _train(command: TrainCommand) -> None:
     best = (
         f"; the best by validation, of step {progress.best_step}, in {command.out}/best" if progress.best_step else ""
     )
+    if progress.collapsed:
+        console.print(
+            f"stopped at step {progress.step}, as --stop-on-collapse asks; its policy is in {command.out}/last{best}",
+            highlight=False,
+        )
+        return
     if progress.stopped:
         raise RuntimeError(f"stopped: {progress.stopped}; they are in {command.out}/last")
     console.print(f"{progress.step} steps done; the policy is in {command.out}/last{best}", highlight=False)

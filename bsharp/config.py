@@ -156,6 +156,8 @@ class WatchConfig:
     """Steps between snapshots of the weights, from which the path on the loss surface is drawn."""
     snapshot_megabytes: NonNegativeFloat = 64.0
     """Megabytes of disk for the snapshots of one run, 2 bytes a weight; a run whose snapshots need more keeps none."""
+    gradient_megabytes: PositiveFloat = 1024.0
+    """Megabytes of memory for the gradients of a probe; with less, fewer blocks and wider intervals, or no figures."""
 
 
 @dataclass(frozen=True, config=_strict)
@@ -178,6 +180,8 @@ class DiagnoseConfig:
     """Completions per problem and point."""
     surface_grid: Annotated[int, Field(ge=3)] = 11
     """Points along each axis of a plane; an even number is raised by one, so that the base is a point."""
+    gradient_megabytes: PositiveFloat = 2048.0
+    """Megabytes of memory for the gradients that are compared, in each process."""
     seed: NonNegativeInt = 0
     """Seed of problems and samples."""
     workers: Annotated[int, Field(ge=0)] = 0

@@ -29,6 +29,8 @@ __all__ = ["RunDirectory", "code_hash", "differences", "manifest"]
 _RESULT_CODE = (
     "algorithm",
     "diagnostics/alarm.py",
+    "diagnostics/alignment.py",
+    "diagnostics/objective_gradients.py",
     "evaluation/evaluate.py",
     "experiment/jobs.py",
     "experiment/monitors.py",
@@ -39,6 +41,8 @@ _RESULT_CODE = (
     "rewards",
     "rollouts",
     "seeding.py",
+    "statistics/gradient_noise.py",
+    "statistics/repetition.py",
     "tasks",
     "training",
     "types.py",

@@ -3,6 +3,12 @@
 Two inner products are in use and each figure names its own. Euclidean: that of the network's parameters, in which an
 optimizer's step is taken. Fisher: for a softmax table at π = π_ref the cosine of the natural gradients of E[R_a] and E[R_b]
 is the correlation of the scores, Σ_x Cov_x(R_a, R_b) / √(Σ_x Var_x R_a · Σ_x Var_x R_b); it needs no network at all.
+
+Three Euclidean figures answer three questions. The cosine of two objectives says how the two gradients of THIS batch agree;
+both come from the same rollouts and share their noise, which may add to it or take from it. The noise floor is the cosine
+of an objective with ITSELF between halves of the batch: near 0 the batch says nothing about where that objective points. It
+bounds no cosine between objectives, which may exceed it by the noise they share. The debiased cosine is about the expected
+gradients, without any noise of a batch.
 """
 
 from __future__ import annotations
@@ -10,6 +16,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +25,7 @@ from scipy import special
 
 from bsharp.algorithm import Objective, task_reward
 from bsharp.config import AlgorithmConfig, SamplingConfig
-from bsharp.diagnostics.objective_gradients import ObjectiveGradients, objective_gradients
+from bsharp.diagnostics.objective_gradients import MEGABYTES, ObjectiveGradients, objective_gradients
 from bsharp.models.loading import LanguageModel
 from bsharp.rollouts import RolloutBatch
 from bsharp.seeding import generator
@@ -28,7 +35,8 @@ from bsharp.statistics.gradient_noise import GradientNoise, gradient_noise
 __all__ = ["Alignment", "alignment_point", "gradient_probe"]
 
 Array = NDArray[np.float64]
-NO_GRADIENT = "the scores differ within no problem: no gradient"
+NO_GRADIENT = "every advantage is 0: no gradient"
+NO_SPREAD = "the scores differ within no problem: no correlation"
 NO_SIGNAL = "the squared norm of the expected gradient is estimated at 0 or below"
 LEVEL = 0.95
 
@@ -45,19 +53,25 @@ def alignment_point(
     step: int,
     microbatch_rows: int,
     seed: int,
+    megabytes: float = MEGABYTES,
 ) -> dict[str, Any]:
     """Everything `Alignment` knows about rollouts of one checkpoint, as JSON values.
 
     `batch` holds rollouts of `policy`, B rows; see `objective_gradients` for what is differentiated and what it raises.
-    Keys: checkpoint, step, problems, samples (rows that count), objectives; "euclidean": cosine "matrix", "noise_floor" and
-    "debiased" matrix; "groups": the same two per module group, and each objective's "share_of_norm" (squared); "fisher": matrix
-    of score correlations; "variance": variance_trace and signal_squared in (score per parameter)², and their ratio.
-    Intervals are 95 %: jackknife over blocks of problems for gradients, bootstrap over problems for scores. What is
-    undefined is null, with a note where it is an estimate.
+    Keys: checkpoint, step, problems, samples (rows that count), objectives; "advantage" (the one used: leave_one_out in place of
+    gae); "euclidean": cosine "matrix", "noise_floor" and "debiased" matrix; "groups": the first two per module group, and each
+    objective's "share_of_norm" (squared); "fisher": matrix of score correlations; "variance": variance_trace and
+    signal_squared in (score per parameter)², and their ratio. Intervals are 95 %: jackknife over blocks of problems for
+    gradients, bootstrap over problems for scores. What is undefined is null, with a note where it is an estimate.
+
+    `megabytes` bounds the memory of the gradients (see `objective_gradients`): fewer blocks, and so wider intervals, where they
+    do not fit. Where not even two do, all figures of gradients are null and "note" says what they would need.
     """
     gradients = objective_gradients(
-        policy, base, batch, objectives, algorithm, sampling, microbatch_rows=microbatch_rows, seed=seed
-    )
+        policy, base, batch, objectives, algorithm, sampling,
+        microbatch_rows=microbatch_rows, seed=seed, megabytes=megabytes, allow_missing=True,
+    )  # fmt: skip
+    gradients = _with_advice(gradients, "--gradient-megabytes of `bsharp diagnose`")
     figures = Alignment(gradients)
     names = gradients.names
     count = range(len(names))
@@ -80,6 +94,7 @@ def alignment_point(
         "problems": len(gradients.problem_shares),
         "samples": gradients.scores.shape[1],
         "objectives": list(names),
+        "advantage": gradients.advantage,
         "euclidean": {
             "matrix": [[figures.cosine(a, b).as_json() for b in count] for a in count],
             "noise_floor": [figures.noise_floor(a).as_json() for a in count],
@@ -88,7 +103,7 @@ def alignment_point(
         "groups": groups,
         "fisher": {"matrix": [[item.as_json() for item in row] for row in figures.fisher_estimates(seed)]},
         "variance": variance,
-    }
+    } | _note(gradients)
 
 
 def gradient_probe(
@@ -102,6 +117,7 @@ def gradient_probe(
     step: int,
     microbatch_rows: int,
     seed: int,
+    megabytes: float = MEGABYTES,
 ) -> dict[str, Any]:
     """The cheap part of `alignment_point`, for one row of a trace: matrices without intervals, and no module groups.
 
@@ -109,8 +125,10 @@ def gradient_probe(
     every objective; without one it is null and so are the cosines. "norm" is ‖ĝ‖. Else as in `alignment_point`.
     """
     gradients = objective_gradients(
-        policy, base, batch, objectives, algorithm, sampling, microbatch_rows=microbatch_rows, seed=seed
-    )
+        policy, base, batch, objectives, algorithm, sampling,
+        microbatch_rows=microbatch_rows, seed=seed, megabytes=megabytes, allow_missing=True,
+    )  # fmt: skip
+    gradients = _with_advice(gradients, "watch.gradient_megabytes")
     figures = Alignment(gradients)
     names = gradients.names
     count = range(len(names))
@@ -119,8 +137,10 @@ def gradient_probe(
     noise = [figures.noise(index) for index in count]
     unknown = Estimate(math.nan, math.nan, math.nan, 0, "cosine", "no objective is the task reward alone")
     return {
+        "schema": 1,
         "step": step,
         "objectives": list(names),
+        "advantage": gradients.advantage,
         "problems": len(gradients.problem_shares),
         "group_size": sampling.group_size,
         "task": alone[0] if alone else None,
@@ -132,7 +152,7 @@ def gradient_probe(
         "variance_trace": _numbers(np.array([item["variance_trace"].estimate for item in noise])),
         "signal_squared": _numbers(np.array([item["signal_squared"].estimate for item in noise])),
         "signal_to_noise": [item["signal_to_noise"].as_json() for item in noise],
-    }
+    } | _note(gradients)
 
 
 class Alignment:
@@ -156,33 +176,40 @@ class Alignment:
         self._floors: list[Array] | None = None
 
     def cosine(self, a: int, b: int) -> Estimate:
-        """cos(ĝ_a, ĝ_b) of the two batch gradients as they are, noise included; their noise is shared, so it may add to it."""
-        if self._gradients.flat[a] or self._gradients.flat[b]:
-            return self._undefined("cosine", NO_GRADIENT)
+        """cos(ĝ_a, ĝ_b) of the two batch gradients as they are, their noise included.
+
+        Both come from the same rollouts: the noise that they share may add to the cosine or take from it, so it may be
+        above either's noise floor, and above or below the cosine of the expected gradients.
+        """
+        if reason := self._without_gradient(a, b):
+            return self._undefined("cosine", reason)
         if a == b:
             return self._estimate([1.0] * len(self._inner), "cosine")
         return self._estimate([float(_cosine(inner)[a, b]) for inner in self._inner], "cosine", artanh=True)
 
     def noise_floor(self, a: int) -> Estimate:
-        """Mean of cos(ĝ', ĝ'') over all halves of the blocks that have a gradient: two independent estimates of the same one.
+        """Mean of cos(ĝ', ĝ'') of the objective with itself, over all ways to deal the blocks to two halves ' and ''.
 
-        It is what noise leaves of a cosine of 1 between estimates from half a batch each. Those of full batches agree
-        better; no correction (Spearman-Brown) is applied. 0 is pure noise, 1 none.
+        The halves share no rollout: it is what noise leaves of a cosine of 1 between independent estimates from half a
+        batch each. 1 is no noise; near 0 the batch says nothing about this objective's direction. Full batches would agree
+        better; no correction (Spearman-Brown) is applied. It bounds no cosine of two objectives: those share their noise.
         """
-        if self._gradients.flat[a]:
-            return self._undefined("cosine", NO_GRADIENT)
+        if reason := self._without_gradient(a):
+            return self._undefined("cosine", reason)
         if self._floors is None:
             self._floors = [_noise_floor(self._total, kept) for kept in self._subsets]
         return self._estimate([float(floor[a]) for floor in self._floors], "cosine", artanh=True)
 
     def debiased_cosine(self, a: int, b: int) -> Estimate:
-        """⟨E ĝ_a, E ĝ_b⟩ / √(‖E ĝ_a‖² ‖E ĝ_b‖²), each product from pairs of different problems only.
+        """⟨E ĝ_a, E ĝ_b⟩ / √(‖E ĝ_a‖² ‖E ĝ_b‖²), each of the three products from pairs of different problems only.
 
-        Σ_{p≠q} ⟨g_{a,p}, g_{b,q}⟩ / (1 − Σ_p s_p²), s_p the shares of rows, is free of the noise that both objectives take from
-        the same rollouts. Cut to [-1, 1]; undefined where a squared norm is estimated at 0 or below.
+        Σ_{p≠q} ⟨g_{a,p}, g_{b,q}⟩ / (1 − Σ_p s_p²), s_p the shares of rows, holds no product of a rollout with itself or with
+        one of the same problem, and so none of the noise that both objectives take from the same rollouts. Unbiased are the
+        products; their ratio is so for many problems only. The ratio may come out beyond ±1 and is cut to [-1, 1], as are the
+        ends of its interval, which leaves out blocks of problems. Undefined where a squared norm is estimated at 0 or below.
         """
-        if self._gradients.flat[a] or self._gradients.flat[b]:
-            return self._undefined("cosine", NO_GRADIENT)
+        if reason := self._without_gradient(a, b):
+            return self._undefined("cosine", reason)
         if self._signal[0][a, a] <= 0 or self._signal[0][b, b] <= 0:
             return self._undefined("cosine", NO_SIGNAL)
         if a == b:
@@ -200,11 +227,11 @@ class Alignment:
         """
         unit = "(score per parameter)²"
         found = [noise[a] for noise in self._noise]
-        if self._gradients.flat[a]:
+        if reason := self._without_gradient(a):
             return {
-                "variance_trace": self._undefined(unit, NO_GRADIENT),
-                "signal_squared": self._undefined(unit, NO_GRADIENT),
-                "signal_to_noise": self._undefined("ratio", NO_GRADIENT),
+                "variance_trace": self._undefined(unit, reason),
+                "signal_squared": self._undefined(unit, reason),
+                "signal_to_noise": self._undefined("ratio", reason),
             }
         return {
             "variance_trace": self._estimate([item.variance for item in found], unit, bounds=(0.0, math.inf)),
@@ -213,8 +240,8 @@ class Alignment:
         }
 
     def fisher_matrix(self) -> Array:
-        """Pooled correlation of the scores within problems, (O, O); NaN for objectives without a spread."""
-        centred = np.where(self._gradients.flat[:, None], 0.0, self._gradients.scores)
+        """Pooled correlation of the scores within problems, (O, O); NaN for objectives whose scores differ within none."""
+        centred = np.where(self._gradients.no_spread[:, None], 0.0, self._gradients.scores)
         products = np.zeros((len(centred), len(centred)))
         for problem in np.unique(self._gradients.score_problems):
             rows = centred[:, self._gradients.score_problems == problem]
@@ -225,10 +252,11 @@ class Alignment:
     def fisher_estimates(self, seed: int) -> list[list[Estimate]]:
         """The same with intervals from a bootstrap over problems (`within_problem_correlation`)."""
         gradients, count = self._gradients, len(self._gradients.names)
-        undefined = self._undefined("correlation", NO_GRADIENT)
+        undefined = self._undefined("correlation", NO_SPREAD)
         own = Estimate(1.0, 1.0, 1.0, len(gradients.problem_shares), "correlation")
-        table = [[own if a == b and not gradients.flat[a] else undefined for b in range(count)] for a in range(count)]
-        for a, b in itertools.combinations(np.flatnonzero(~gradients.flat).tolist(), 2):
+        spread = ~gradients.no_spread
+        table = [[own if a == b and spread[a] else undefined for b in range(count)] for a in range(count)]
+        for a, b in itertools.combinations(np.flatnonzero(spread).tolist(), 2):
             rng = generator(seed, "fisher", gradients.names[a], gradients.names[b])
             problems = gradients.score_problems.tolist()
             pair = within_problem_correlation(gradients.scores[a], gradients.scores[b], problems, rng=rng)
@@ -245,7 +273,9 @@ class Alignment:
             return self._undefined(unit, "needs two problems whose scores differ")
         if not np.isfinite(left_out).all() or len(left_out) < 3:
             note = "too few blocks for an interval" if len(left_out) < 3 else "undefined with one block left out"
-            return Estimate(estimate, math.nan, math.nan, problems, unit, note)
+            return Estimate(
+                float(np.clip(estimate, *(bounds or (-math.inf, math.inf)))), math.nan, math.nan, problems, unit, note
+            )
         forward, back = (_artanh, math.tanh) if artanh else (float, float)
         spread = np.array([forward(value) for value in left_out])
         error = math.sqrt((len(spread) - 1) * spread.var())
@@ -254,6 +284,10 @@ class Alignment:
         if bounds is not None:
             estimate, low, high = (float(np.clip(value, *bounds)) for value in (estimate, low, high))
         return Estimate(estimate, min(low, estimate), max(high, estimate), problems, unit)
+
+    def _without_gradient(self, *objectives: int) -> str:
+        """Why one of them has no gradient, or ""."""
+        return self._gradients.missing or (NO_GRADIENT if self._gradients.flat[list(objectives)].any() else "")
 
     def _undefined(self, unit: str, note: str) -> Estimate:
         return Estimate(math.nan, math.nan, math.nan, len(self._gradients.problem_shares), unit, note)
@@ -285,6 +319,14 @@ class Alignment:
             return np.full(inner.shape, np.nan)
         across = inner - self._gradients.problem_products[problems].sum(axis=0)
         return np.asarray(across / (float(shares.sum()) ** 2 - float((shares**2).sum())))
+
+
+def _with_advice(gradients: ObjectiveGradients, setting: str) -> ObjectiveGradients:
+    return replace(gradients, missing=f"{gradients.missing}; raise {setting}") if gradients.missing else gradients
+
+
+def _note(gradients: ObjectiveGradients) -> dict[str, str]:
+    return {"note": gradients.missing} if gradients.missing else {}
 
 
 def _only_task(objective: Objective) -> bool:

@@ -70,6 +70,28 @@ class _Type(_Pairs):
     fields: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class _Scoring:
+    """Under which distribution, and how many rows at once, solutions are scored."""
+
+    microbatch_rows: int
+    temperature: float
+    fixed_length: bool
+
+    def logprobs(self, language_model: LanguageModel, rows: ResponseRows) -> Array:
+        """log π of every row, (B,)."""
+        values = response_logprobs(
+            language_model,
+            rows.prompts,
+            rows.token_ids,
+            rows.mask,
+            self.temperature,
+            self.fixed_length,
+            self.microbatch_rows,
+        )
+        return values.double().sum(-1).numpy()
+
+
 def mistake_table(
     base: LanguageModel,
     policies: Mapping[str, Sequence[Callable[[], LanguageModel]]],
@@ -79,15 +101,19 @@ def mistake_table(
     problems_per_family: int,
     seed: int,
     microbatch_rows: int = 64,
+    temperature: float = 1.0,
+    fixed_length: bool = False,
 ) -> dict[str, Any]:
     """Per mistake type: log-probabilities under the base, their derivatives along gradients, their changes by training.
 
     Over test problems, `problems_per_family` of every family: log π(y) of a solution y sums over its tokens and the EOS,
-    in nats. `base` holds the means over problems; `first_step` those of d/dt log π_{θ + t·g/‖g‖}(y) at t = 0, for each
-    objective's gradient g of `gradients`; `trained` those of log π − log π_base, over problems and seeds. Each has a margin,
-    right − mistake. `oracle_cosine` is the Euclidean cosine of g and the gradient of the mean of log π(right solution),
-    `margin_cosine` that of g and the gradient of the mean margin over each family's usual mistake: what the first shares
-    by mere form (log π of a canonical solution rises whenever its form does) the second does not.
+    in nats, under the distribution at `temperature`. With `fixed_length`, as in training of that kind, no EOS ends a
+    solution: every EOS is masked out and the rest renormalised. `base` holds the means over problems; `first_step` those
+    of d/dt log π_{θ + t·g/‖g‖}(y) at t = 0, for each objective's gradient g of `gradients`; `trained` those of log π −
+    log π_base, over problems and seeds. Each has a margin, right − mistake. `oracle_cosine` is the Euclidean cosine of g
+    and the gradient of the mean of log π(right solution), `margin_cosine` that of g and the gradient of the mean margin
+    over each family's usual mistake: what the first shares by mere form (log π of a canonical solution rises whenever its
+    form does) the second does not.
 
     `gradients` are ASCENT directions at the base (of the objective, not of the loss), (N,) in the order of the parameters
     that are trainable, or of all where the base is frozen. `policies` holds one loader per seed and regime; a loaded policy
@@ -97,10 +123,13 @@ def mistake_table(
     another length, a regime no seed, or a family too few test problems.
     """
     _check(base, policies, gradients, problems_per_family)
-    rows, types, families = _solutions(base, tasks, problems_per_family, seed)
+    rows, types, families = _solutions(base, tasks, problems_per_family, seed, ends=not fixed_length)
+    scoring = _Scoring(microbatch_rows, temperature, fixed_length)
     table: dict[str, Any] = {
         "schema": MISTAKES_SCHEMA,
         "problems": sum(len(pairs.right) for pairs in families.values()),
+        "temperature": temperature,
+        "fixed_length": fixed_length,
         "objectives": list(gradients),
         "regimes": list(policies),
         "notes": list(NOTES) if types else [NO_MISTAKES],
@@ -109,16 +138,18 @@ def mistake_table(
         "margin_cosine": {},
     }
     if types:
-        logprobs = _logprobs(base, rows, microbatch_rows)
-        derivatives = directional_derivatives(base, rows, gradients, microbatch_rows)
-        changes = {name: _changes(loaders, rows, logprobs, microbatch_rows) for name, loaders in policies.items()}
+        logprobs = scoring.logprobs(base, rows)
+        derivatives = directional_derivatives(
+            base, rows, gradients, microbatch_rows, temperature=temperature, fixed_length=fixed_length
+        )
+        changes = {name: _changes(loaders, rows, logprobs, scoring) for name, loaders in policies.items()}
         for number, kind in enumerate(types):
             estimate = _Estimator(kind, seed, number)
             trained = {name: estimate("nats", change, name) for name, change in changes.items()}
             first_step = {name: estimate("nats per unit length", values, name) for name, values in derivatives.items()}
             figures = {"base": estimate("nats", logprobs, "base"), "first_step": first_step, "trained": trained}
             table["types"].append({**kind.fields, "problems": len(kind.right), **figures})
-        table |= _cosines(base, rows, families, gradients, seed, microbatch_rows)
+        table |= _cosines(base, rows, families, gradients, seed, scoring)
     table["summary"] = _summary(table["types"], table)
     wrong_mode = [kind for kind in table["types"] if kind["mode"] == "wrong" and kind["usual"]]
     table["wrong_mode_summary"] = _summary(wrong_mode, table)
@@ -170,7 +201,7 @@ def _check(
 
 
 def _solutions(
-    base: LanguageModel, tasks: Mapping[str, Task], problems_per_family: int, seed: int
+    base: LanguageModel, tasks: Mapping[str, Task], problems_per_family: int, seed: int, ends: bool
 ) -> tuple[ResponseRows, list[_Type], dict[str, _Pairs]]:
     """Every solution as a row, the types with their rows, and by family the rows of right solutions and usual mistakes."""
     prompts: list[list[int]] = []
@@ -178,7 +209,7 @@ def _solutions(
 
     def add(prompt: list[int], text: str) -> int:
         prompts.append(prompt)
-        responses.append(_encode_response(base, text))
+        responses.append(_encode_response(base, text, ends))
         return len(prompts) - 1
 
     types: list[_Type] = []
@@ -204,24 +235,21 @@ def _solutions(
     return ResponseRows(prompts, *pad_right(responses, base.pad_token_id)), types, pairs
 
 
-def _encode_response(language_model: LanguageModel, text: str) -> list[int]:
-    """The response's own tokens, cut apart from the prompt as in sampling, and the EOS that ends it."""
+def _encode_response(language_model: LanguageModel, text: str, ends: bool) -> list[int]:
+    """The response's own tokens, cut apart from the prompt as in sampling, and the EOS where one `ends` it."""
     tokenizer = language_model.tokenizer
-    own = getattr(tokenizer, "eos_token_id", None)
-    ends = language_model.eos_token_ids
-    return [*tokenizer.encode(text, add_special_tokens=False), own if own in ends else ends[0]]
-
-
-def _logprobs(language_model: LanguageModel, rows: ResponseRows, microbatch_rows: int) -> Array:
-    values = response_logprobs(language_model, rows.prompts, rows.token_ids, rows.mask, microbatch_rows=microbatch_rows)
-    return values.double().sum(-1).numpy()
+    tokens: list[int] = tokenizer.encode(text, add_special_tokens=False)
+    if not ends:
+        return tokens
+    own, known = getattr(tokenizer, "eos_token_id", None), language_model.eos_token_ids
+    return [*tokens, own if own in known else known[0]]
 
 
 def _changes(
-    loaders: Sequence[Callable[[], LanguageModel]], rows: ResponseRows, base_logprobs: Array, microbatch_rows: int
+    loaders: Sequence[Callable[[], LanguageModel]], rows: ResponseRows, base_logprobs: Array, scoring: _Scoring
 ) -> Array:
     """log π − log π_base, (S, B); one policy in memory at a time."""
-    return np.stack([_logprobs(loader(), rows, microbatch_rows) - base_logprobs for loader in loaders])
+    return np.stack([scoring.logprobs(loader(), rows) - base_logprobs for loader in loaders])
 
 
 def _cosines(
@@ -230,15 +258,15 @@ def _cosines(
     families: Mapping[str, _Pairs],
     gradients: Mapping[str, Tensor],
     seed: int,
-    microbatch_rows: int,
+    scoring: _Scoring,
 ) -> dict[str, dict[str, Any]]:
     """oracle_cosine and margin_cosine, {objective: {"all": …, "families": {family: …}}} each, from blocks of problems."""
-    scorer = ResponseScorer(base)
+    scorer = ResponseScorer(base, scoring.temperature, scoring.fixed_length)
     sums: dict[str, Tensor] = {}
     products: dict[str, dict[str, _Products]] = {"oracle_cosine": {}, "margin_cosine": {}}
     for family, pairs in families.items():
         rng = generator(seed, "mistakes/blocks", family)
-        right, mistake = _block_gradients(scorer, rows, pairs, rng, microbatch_rows)
+        right, mistake = _block_gradients(scorer, rows, pairs, rng, scoring.microbatch_rows)
         for key, blocks in (("oracle_cosine", right), ("margin_cosine", right - mistake)):
             products[key][family] = _products(blocks, gradients)
             sums[key] = sums[key].add_(blocks) if key in sums else blocks.clone()

@@ -53,15 +53,19 @@ def directional_derivatives(
     rows: ResponseRows,
     directions: Mapping[str, Float[Tensor, " N"]],
     microbatch_rows: int = 64,
+    *,
+    temperature: float = 1.0,
+    fixed_length: bool = False,
 ) -> dict[str, Array]:
     """d/dt log π_{θ + t·g/‖g‖}(y|x) at t = 0 of every row, = ⟨∇ log π(y|x), g⟩ / ‖g‖, (B,)
     nats per unit length.
 
     By forward-mode differentiation (Jacobian-vector products), exact up to rounding, all directions in one pass; no gradient
     per row is formed. `directions` are (N,), in the order of the parameters that are trainable, or of all where none is.
-    NaN for a direction that is 0 or not finite.
+    NaN for a direction that is 0 or not finite. π is the distribution at `temperature`, and under `fixed_length` without any
+    EOS: masked out and renormalised, as in sampling.
     """
-    scorer = ResponseScorer(language_model)
+    scorer = ResponseScorer(language_model, temperature, fixed_length)
     lengths = {name: float(torch.linalg.vector_norm(direction.double())) for name, direction in directions.items()}
     usable = [name for name, length in lengths.items() if length > 0 and math.isfinite(length)]
     result = {name: np.full(len(rows), np.nan) for name in directions}
@@ -89,10 +93,14 @@ def directional_derivatives(
 
 
 class ResponseScorer(nn.Module):
-    """Rows → log π of their responses, as a module, so that its parameters can be handed in from outside."""
+    """Rows → log π of their responses, as a module, so that its parameters can be handed in from outside.
 
-    def __init__(self, language_model: LanguageModel) -> None:
+    π is the distribution at `temperature`, and under `fixed_length` without any EOS: masked out and renormalised.
+    """
+
+    def __init__(self, language_model: LanguageModel, temperature: float = 1.0, fixed_length: bool = False) -> None:
         super().__init__()
+        self._generates = (temperature, fixed_length)
         self.model = language_model.model
         self._language_model = language_model
         named = [(name, p) for name, p in self.named_parameters() if p.requires_grad] or list(self.named_parameters())
@@ -101,7 +109,9 @@ class ResponseScorer(nn.Module):
     def forward(
         self, prompts: Sequence[Sequence[int]], token_ids: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]
     ) -> Float[Tensor, " B"]:
-        token_logprobs = forward_responses(self._language_model, prompts, token_ids, mask).token_logprobs
+        token_logprobs = forward_responses(
+            self._language_model, prompts, token_ids, mask, *self._generates
+        ).token_logprobs
         return masked_sum(token_logprobs, mask.to(token_logprobs.device))
 
     def at(self, parameters: dict[str, Tensor], inputs: tuple[Any, ...]) -> Float[Tensor, " B"]:

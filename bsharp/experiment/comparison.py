@@ -19,7 +19,7 @@ from bsharp.config import (
     as_dict,
 )
 from bsharp.evaluation import RegimeRecords, build_results
-from bsharp.experiment.diagnose import CHEAP, diagnose
+from bsharp.experiment.diagnose import CHEAP, DiagnosticsFailed, diagnose
 from bsharp.experiment.jobs import Event, Job, is_complete, run_jobs
 from bsharp.experiment.live_report import REFRESH_SECONDS, LiveReport
 from bsharp.experiment.run import check_same_run
@@ -61,13 +61,21 @@ def compare(
     todo = [job for job in jobs if not is_complete(job)]
     if on_start:
         on_start(jobs, todo)
-    report = LiveReport(run.path, len(jobs), len(todo), on_event or (lambda event: None), refresh_seconds)
-    run_jobs(todo, config.workers, report.on_event)
-    results = write_results(config, run, regimes)
+    notify = on_event or (lambda event: None)
+    report = LiveReport(run.path, len(jobs), len(todo), notify, refresh_seconds)
+    try:
+        run_jobs(todo, config.workers, report.on_event)
+        results = write_results(config, run, regimes)
+    except BaseException:
+        report.write()  # a page that says "running" would say so for ever
+        raise
     settings = diagnose_settings or DiagnoseConfig(workers=config.workers)
-    diagnose(run.path, settings, CHEAP, on_diagnostic, cheaply=True)
-    if report.write() is None and on_event:
-        on_event(Event("report", "complete", 1, 1, warning=report.failure))
+    try:
+        diagnose(run.path, settings, CHEAP, on_diagnostic, cheaply=True)
+    except DiagnosticsFailed as error:  # the results stand; what is missing is named on the page
+        notify(Event("diagnostics", "complete", 1, 1, warning=str(error)))
+    if report.write() is None:
+        notify(Event("report", "complete", 1, 1, warning=report.failure))
     return results
 
 

@@ -33,7 +33,7 @@ from bsharp.experiment.workers import Workers, available_cores
 from bsharp.models.loading import load_language_model
 from bsharp.runlog import RunDirectory, code_hash
 
-__all__ = ["CHEAP", "DIAGNOSTICS", "Diagnostic", "diagnose"]
+__all__ = ["CHEAP", "DIAGNOSTICS", "Diagnostic", "DiagnosticsFailed", "diagnose"]
 
 Diagnostic = Literal["drift", "calibration", "problems", "alignment", "mistakes", "sensitivity", "surface"]
 DIAGNOSTICS: tuple[Diagnostic, ...] = get_args(Diagnostic)
@@ -43,19 +43,27 @@ SCHEMA = 1
 _DIAGNOSTIC_CODE = (
     "algorithm",
     "diagnostics",
+    "evaluation/evaluate.py",
     "experiment/diagnose.py",
     "experiment/finished.py",
+    "experiment/setup.py",
     "experiment/surface.py",
     "generation",
+    "masking.py",
     "models",
     "rewards",
     "rollouts",
+    "seeding.py",
     "statistics",
     "tasks",
 )
 
 OnProgress = Callable[[str, int, int], None]
 """(what is being made, pieces done, pieces in all)."""
+
+
+class DiagnosticsFailed(RuntimeError):
+    """Some diagnostics could not be made; the message names them with the reason. The others are written."""
 
 
 def diagnose(
@@ -69,7 +77,7 @@ def diagnose(
 
     Gradients are compared at the base and at the last checkpoint of every regime's first seed. `cheaply` does what `compare`
     does by itself: the base alone, and what was made before with other settings stays. Raises ConfigError where `path` holds
-    no finished comparison, or one of another base than its config now loads.
+    no finished comparison, or one of another base than its config now loads, DiagnosticsFailed where some could not be made.
     """
     settings = settings or DiagnoseConfig()
     unknown = [name for name in only if name not in DIAGNOSTICS]
@@ -88,22 +96,35 @@ def diagnose(
         result = _MAKERS[name](comparison, settings, workers, checkpoints, report)
         folder.write_json(f"{name}.json", {"schema": SCHEMA, **result, "made_with": stamp})
 
+    failures: dict[str, Exception] = {}
     # Threads only wait here: the work is done by the processes, and one diagnostic's last piece need not hold up the next.
-    # The processes end first: after an error or an interruption the threads then have nothing left to wait for.
+    # The processes end first: after an interruption the threads then have nothing left to wait for.
     with ThreadPoolExecutor(len(only) or 1) as threads, Workers(settings.workers or available_cores()) as workers:
-        for future in [threads.submit(make, name, workers) for name in only]:
-            future.result()
+        futures = {name: threads.submit(make, name, workers) for name in only}
+        for name, future in futures.items():
+            try:
+                future.result()
+            except Exception as error:  # the others are worth having whatever became of this one
+                failures[name] = error
+    refusal = next((error for error in failures.values() if isinstance(error, ConfigError)), None)
+    if refusal:
+        raise refusal
+    if failures:
+        raise DiagnosticsFailed("; ".join(f"{name}: {_first_line(error)}" for name, error in failures.items()))
     return [folder.path / f"{name}.json" for name in only]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _stamp(comparison: Comparison, settings: DiagnoseConfig, name: str, checkpoints: Sequence[str]) -> dict[str, Any]:
     """What a diagnostic depends on: its settings, the code, and the runs it is about."""
-    prefix = {"mistakes": ("mistake", "alignment"), "drift": (), "calibration": (), "problems": ()}.get(name, (name,))
-    relevant = {
-        key: value
-        for key, value in as_dict(settings).items()
-        if key == "seed" or (prefix and key.startswith(tuple(prefix)))
-    }
+    # Mistakes and surface use the gradients of the alignment's batch.
+    gradients = ("alignment", "gradient")
+    prefixes = {"alignment": gradients, "mistakes": ("mistake", *gradients), "surface": ("surface", *gradients)}
+    prefix = () if name in ("drift", "calibration", "problems") else prefixes.get(name, (name,))
+    relevant = {key: value for key, value in as_dict(settings).items() if key == "seed" or key.startswith(prefix)}
     return {
         "settings": relevant | ({"checkpoints": list(checkpoints)} if checkpoints else {}),
         "code": code_hash(_DIAGNOSTIC_CODE),
@@ -169,6 +190,7 @@ def _alignment_piece(path: str, settings: DiagnoseConfig, checkpoint: str) -> di
         step=step,
         microbatch_rows=comparison.config.microbatch_rows,
         seed=settings.seed,
+        megabytes=settings.gradient_megabytes,
     )
 
 
@@ -189,6 +211,8 @@ def _mistakes_piece(path: str, settings: DiagnoseConfig) -> dict[str, Any]:
         problems_per_family=settings.mistake_problems,
         seed=settings.seed,
         microbatch_rows=comparison.config.microbatch_rows,
+        temperature=comparison.config.sampling.temperature,
+        fixed_length=comparison.config.sampling.fixed_length,
     )
 
 

@@ -110,4 +110,5 @@ def base_gradients(comparison: Comparison, bench: Workbench, settings: DiagnoseC
         comparison.config.sampling,
         microbatch_rows=comparison.config.microbatch_rows,
         seed=settings.seed,
+        megabytes=settings.gradient_megabytes,
     )

@@ -141,7 +141,9 @@ def _run_job(job: Job) -> None:
         policy, progress = train(config, run.path, bench, [watch], warn)
         best_step, stopped, last_step = progress.best_step, progress.stopped, progress.step
         if stopped:
-            _events.put(Event(job.name, "training", last_step, config.steps, warning=stopped))
+            # The alarm's sentence has been told already.
+            told = f"stopped at step {last_step}, as --stop-on-collapse asks" if progress.collapsed else stopped
+            _events.put(Event(job.name, "training", last_step, config.steps, warning=told))
     else:
         run.write_json("config.json", as_dict(config))
         run.write_json("manifest.json", manifest(bench.base_hash))

@@ -36,12 +36,13 @@ class LiveReport:
         """Hand the event on; a page whose time has come is written before the next one."""
         self._on_event(event)
         self._complete += event.phase == "complete"
-        if self.failure is None and time.monotonic() - self._written >= self._seconds:
+        if time.monotonic() - self._written >= self._seconds:
             self.write(f"running: {self._complete} of {self._jobs} runs done")
 
     def write(self, status: str | None = None) -> Path | None:
         """Write the page; None, with the reason in `failure`, where that is not possible."""
         try:
+            self.failure = None
             return write_report([self._folder], status=status)
         except Exception as error:  # the page is a view: whatever is wrong with it, the runs go on
             self.failure = f"the page could not be written: {type(error).__name__}: {error}"

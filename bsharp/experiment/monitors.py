@@ -37,6 +37,7 @@ def probe_for(config: TrainConfig, base: LanguageModel) -> Probe | None:
             step=step,
             microbatch_rows=config.microbatch_rows,
             seed=stream_seed(config.seed, "probe", step),
+            megabytes=config.watch.gradient_megabytes,
         )
 
     return probe

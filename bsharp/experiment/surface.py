@@ -33,26 +33,32 @@ def surface_of(
 ) -> dict[str, Any]:
     """Directions and plan in one process, the points dealt to all, the paths projected in one again.
 
-    The planes are spanned by the first label-free regime and the first with labels, at the last checkpoint of the first seed.
+    The planes are spanned by the first label-free regime and the first with labels (else by the first two), at the last
+    checkpoint of the first seed.
     """
     path = str(comparison.run.path)
-    report(0, 1)
+    if report:
+        report(0, 1)
     plan, note = workers.collect(_plan, [(path, settings)])[0]
     if plan is None:
         return {"planes": [], "lines": [], "note": note}
     points = plan.points
     chunks = [points[start : start + SURFACE_CHUNK] for start in range(0, len(points), SURFACE_CHUNK)]
-    values = workers.collect(_values, [(path, settings, chunk) for chunk in chunks], report)
-    surface = workers.collect(_assembled, [(path, settings, plan, [value for chunk in values for value in chunk])])[0]
+    try:
+        values = workers.collect(_values, [(path, settings, chunk) for chunk in chunks], report)
+        found = [value for chunk in values for value in chunk]
+        surface = workers.collect(_assembled, [(path, settings, plan, found)])[0]
+    finally:
+        _directions_file(comparison).unlink(missing_ok=True)
     return surface | ({"note": note} if note else {})
 
 
 def _names(comparison: Comparison) -> list[str]:
-    """The regimes that span the planes: the first label-free one and the first with labels, as far as there are."""
+    """The regimes that span the planes: the first label-free one and the first with labels; else the first two there are."""
     regimes = regimes_of(comparison.config)
     free = [name for name, objective in regimes.items() if objective.label_free]
     labelled = [name for name, objective in regimes.items() if not objective.label_free]
-    return free[:1] + labelled[:1]
+    return free[:1] + labelled[:1] if free and labelled else list(regimes)[:2]
 
 
 def _directions(
@@ -68,7 +74,10 @@ def _directions(
         directions[name] = flat_weights(trained.model) - origin
     if len(names) < 2:
         return directions, names, None
-    gradients = base_gradients(comparison, bench, settings)
+    try:
+        gradients = base_gradients(comparison, bench, settings)
+    except ValueError:  # too large for the memory allowed, or no reward anywhere: the other plane is worth having
+        return directions, names, None
     bench.base.model.requires_grad_(False)
     pair = tuple(f"gradient of {name}" for name in names)
     directions |= {label: gradients.vector(name) for label, name in zip(pair, names, strict=True)}
@@ -81,7 +90,7 @@ def _plan(path: str, settings: DiagnoseConfig) -> tuple[SurfacePlan | None, str]
     directions, names, gradients = _directions(comparison, bench, settings)
     grid = settings.surface_grid + 1 - settings.surface_grid % 2
     # A gradient holds only near the base: at the distance that training covers, its direction leads into nonsense.
-    radius = GRADIENT_REACH * max(float(directions[name].norm()) for name in names)
+    radius = GRADIENT_REACH * max(float(directions[name].double().norm()) for name in names)
     attempts = [(names, gradients), (names, None), *(([name], None) for name in reversed(names))]
     note = ""
     for checkpoints, pair in attempts:
@@ -109,13 +118,10 @@ def _values(path: str, settings: DiagnoseConfig, points: Sequence[Point]) -> lis
 
 def _assembled(path: str, settings: DiagnoseConfig, plan: SurfacePlan, values: Sequence[PointValues]) -> dict[str, Any]:
     comparison, bench = in_worker(path)
-    file = _directions_file(comparison)
-    directions = load_file(file)
+    directions = load_file(_directions_file(comparison))
     problems = len(_problems(comparison, bench, settings))
     paths = _paths(comparison, bench)
-    result = assemble_surface(plan, directions, values, paths, problems, _sampling(comparison, settings))
-    file.unlink()
-    return result
+    return assemble_surface(plan, directions, values, paths, problems, _sampling(comparison, settings))
 
 
 def _paths(comparison: Comparison, bench: Workbench) -> Iterator[RunPath]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bsharp.config import CompareConfig
+from bsharp.config import CompareConfig, WatchConfig
 from bsharp.experiment.comparison import comparable_config, plan_jobs
 from bsharp.experiment.jobs import Event, Job, is_complete, run_jobs
 from bsharp.experiment.run import check_same_run, validation_metrics
@@ -40,7 +40,12 @@ def tune(
     for rate in grid:
         at_rate = dataclasses.replace(config, learning_rates=dict.fromkeys(regimes, rate))
         jobs += [
-            dataclasses.replace(job, name=f"{job.name} at {rate:g}", evaluation=None)
+            dataclasses.replace(
+                job,
+                name=f"{job.name} at {rate:g}",
+                config=dataclasses.replace(job.config, watch=WatchConfig(snapshot_megabytes=0)),
+                evaluation=None,
+            )
             for job in plan_jobs(at_rate, regimes, Path(out) / f"rate_{rate:g}")
             if job.trains
         ]

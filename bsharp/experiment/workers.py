@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, wait
 from multiprocessing import get_context
 from types import TracebackType
 from typing import Any, TypeVar
@@ -24,6 +25,7 @@ class Workers:
 
     def __init__(self, count: int) -> None:
         self._pool = ProcessPoolExecutor(count, get_context("spawn"), initializer=_start)
+        self._closed = threading.Event()
 
     def __enter__(self) -> Workers:
         return self
@@ -31,6 +33,7 @@ class Workers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._closed.set()
         processes = list((getattr(self._pool, "_processes", None) or {}).values())
         self._pool.shutdown(wait=False, cancel_futures=True)
         for process in processes:
@@ -42,14 +45,27 @@ class Workers:
         pieces: Sequence[tuple[Any, ...]],
         report: Callable[[int, int], None] | None = None,
     ) -> list[T]:
-        """`function(*piece)` of every piece, in order; `report(done, all)` as they finish. Raises what a piece raises."""
+        """`function(*piece)` of every piece, in order; `report(done, all)` as they finish.
+
+        Raises what a piece raises, the pieces after it then not begun, and RuntimeError where the block ended meanwhile.
+        """
         if report:
             report(0, len(pieces))
         futures = [self._pool.submit(function, *piece) for piece in pieces]
-        for done, future in enumerate(as_completed(futures), start=1):
-            future.result()
-            if report:
-                report(done, len(pieces))
+        pending = set(futures)
+        try:
+            while pending:
+                # A future that is cancelled with its pool wakes nobody up: hence the look at the clock.
+                finished, pending = wait(pending, timeout=0.2, return_when="FIRST_COMPLETED")
+                if self._closed.is_set():
+                    raise RuntimeError("the work was given up")
+                for future in finished:
+                    future.result()
+                if report and finished:
+                    report(len(futures) - len(pending), len(pieces))
+        finally:
+            for future in pending:
+                future.cancel()
         return [future.result() for future in futures]
 
 

@@ -26,6 +26,7 @@ class Progress:
     best_step: int | None = None
     best_accuracy: float = -1.0
     stopped: str | None = None  # why the run ended before its last step
+    collapsed: bool = False  # it ended because the collapse alarm was to end it; its weights are those of that step
     stopped_at: int | None = None  # the step that could not be kept, where weights had to be put back
 
 

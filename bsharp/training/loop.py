@@ -116,8 +116,8 @@ def train_policy(
             save_policy(policy, run.path / "best")
             new_best = True
         collapse = _log(run, step, _json_safe(metrics), probed, alarms)
-        if collapse and config.stop_on_collapse:
-            progress.stopped = progress.stopped or f"{collapse} Stopped at step {step}."
+        if collapse and config.stop_on_collapse and not progress.stopped:
+            progress.stopped, progress.collapsed = collapse, True
         for watcher in watchers:
             watcher(step, metrics)
         if snapshots and (step % config.watch.snapshot_every == 0 or step == config.steps or progress.stopped):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -24,6 +25,7 @@ PROMPT = (1, 2)
 RESPONSES = every_response(3, 3, (0,))
 REWARDS = torch.tensor([float((7 * i + 3) % 5 < 2) for i in range(len(RESPONSES))], dtype=torch.float64)
 SAMPLING = SamplingConfig(max_new_tokens=3)
+DEFAULT = AlgorithmConfig()
 
 
 def objectives_of(*specs: str) -> dict[str, Objective]:
@@ -45,18 +47,18 @@ def make_batch(policy, indices, groups, invalid=()) -> RolloutBatch:
     )
 
 
-def point(policy, base, batch, objectives, seed: int = 0) -> dict:
+def point(policy, base, batch, objectives, seed: int = 0, config=DEFAULT, megabytes: float = 1024.0) -> dict:
     found = alignment_point(
-        policy, base, batch, objectives, AlgorithmConfig(), SAMPLING,
-        checkpoint="base", step=0, microbatch_rows=512, seed=seed,
+        policy, base, batch, objectives, config, SAMPLING,
+        checkpoint="base", step=0, microbatch_rows=512, seed=seed, megabytes=megabytes,
     )  # fmt: skip
     json.dumps(found, allow_nan=False)
     return found
 
 
-def probe(policy, base, batch, objectives) -> dict:
+def probe(policy, base, batch, objectives, config=DEFAULT, megabytes: float = 1024.0) -> dict:
     found = gradient_probe(
-        policy, base, batch, objectives, AlgorithmConfig(), SAMPLING, step=3, microbatch_rows=512, seed=0
+        policy, base, batch, objectives, config, SAMPLING, step=3, microbatch_rows=512, seed=0, megabytes=megabytes
     )
     json.dumps(found, allow_nan=False)
     return found
@@ -207,16 +209,75 @@ def test_objectives_without_a_gradient_are_null_with_the_reason_and_no_figure_is
         found["euclidean"]["matrix"][0][1],
         found["euclidean"]["debiased"][0][0],
         found["euclidean"]["noise_floor"][2],
-        found["fisher"]["matrix"][2][1],
         found["variance"][0]["variance_trace"],
         found["variance"][2]["signal_to_noise"],
         row["signal_to_noise"][0],
     ):
         assert cell["estimate"] is None
         assert "no gradient" in cell["note"]
+    assert found["fisher"]["matrix"][2][1]["estimate"] is None
+    assert "no correlation" in found["fisher"]["matrix"][2][1]["note"]
     assert found["variance"][1]["signal_to_noise"]["estimate"] is not None
     everything = {key: value for key, value in objectives.items() if key != "sharpening"}
     assert probe(base, base, batch, everything)["cosine"] == [[None, None], [None, None]]
+
+
+def leaves(value) -> list:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return [value] if parts is None else [leaf for part in parts for leaf in leaves(part)]
+
+
+def shape_of(value):
+    """The keys at every depth, without the values."""
+    if isinstance(value, dict) and "estimate" in value:
+        return "estimate"
+    if isinstance(value, dict):
+        return {key: shape_of(part) for key, part in value.items()}
+    return [shape_of(part) for part in value] if isinstance(value, list) else None
+
+
+def test_gradients_that_need_too_much_memory_are_null_with_what_to_raise_and_the_scores_stay() -> None:
+    policy, base = small_model(vocab_size=3, seed=1), small_model(vocab_size=3, seed=2)
+    objectives = objectives_of("task_reward", "sharpening")
+    batch = random_batch(policy)
+    for make, setting in ((point, "--gradient-megabytes of `bsharp diagnose`"), (probe, "watch.gradient_megabytes")):
+        found, fits = (make(policy, base, batch, objectives, megabytes=megabytes) for megabytes in (0.01, 1024.0))
+        note = found.pop("note")
+        assert "need 1 MB even in 2 blocks of problems, more than the 0.01 MB allowed" in note
+        assert note.endswith(f"; raise {setting}")
+        assert shape_of(found) == shape_of(fits)
+        assert "note" not in fits
+        assert found["fisher"] == fits["fisher"]
+        for key in ("euclidean", "groups", "variance", "cosine", "norm", "signal_squared"):
+            numbers = [x for x in leaves(found.get(key, [])) if isinstance(x, float)]
+            assert numbers == []
+        for cell in found.get("noise_floor", found.get("euclidean", {}).get("noise_floor")):
+            assert cell["note"] == note
+
+
+@pytest.mark.parametrize("advantage", ["batch_normalised", "none"])
+def test_problems_all_right_or_all_wrong_have_a_cosine_where_the_advantage_sees_them_and_no_correlation(
+    advantage,
+) -> None:
+    base = small_model(vocab_size=3, seed=2)
+    right = [i for i in range(len(RESPONSES)) if REWARDS[i] == 1]
+    wrong = [i for i in range(len(RESPONSES)) if REWARDS[i] == 0]
+    indices = [(right if k // 4 % 2 else wrong)[(3 * k + k // 4) % 4] for k in range(24)]
+    batch = make_batch(base, indices, np.repeat(range(6), 4).tolist())
+    objectives, config = objectives_of("task_reward", "sharpening"), AlgorithmConfig(advantage=advantage)
+    found, row = point(base, base, batch, objectives, config=config), probe(base, base, batch, objectives, config)
+    assert row["norm"][0] > 0
+    assert found["euclidean"]["matrix"][0][1]["estimate"] == pytest.approx(row["cosine"][0][1])
+    assert row["fisher"] == [[None, None], [None, 1.0]]
+    assert found["fisher"]["matrix"][0][1]["note"] == "the scores differ within no problem: no correlation"
+    assert found["advantage"] == row["advantage"] == advantage
+
+
+def test_the_advantage_used_is_said_where_it_is_not_the_one_set() -> None:
+    base = small_model(vocab_size=3, seed=2)
+    batch, config = random_batch(base), AlgorithmConfig(advantage="gae")
+    for make in (point, probe):
+        assert make(base, base, batch, objectives_of("task_reward"), config=config)["advantage"] == "leave_one_out"
 
 
 @pytest.mark.parametrize("kept", [0, 1, 2, 3])
@@ -248,6 +309,8 @@ def made(contributions: np.ndarray, block: list[int], scores=None, score_problem
         scores=np.zeros((count, 0)) if scores is None else scores,
         score_problems=np.zeros(0, dtype=int) if score_problems is None else score_problems,
         flat=np.zeros(count, dtype=bool),
+        no_spread=np.zeros(count, dtype=bool),
+        advantage="leave_one_out",
         basis=torch.zeros(0, 0),
         mixing=torch.zeros(count, 0),
     )
@@ -279,6 +342,37 @@ def test_the_debiased_cosine_is_free_of_shared_noise_and_its_interval_covers_the
     assert sum(item.low <= 0.6 <= item.high for item in debiased) > 370
     centre = float(np.mean([item.estimate for item in plain]))
     assert sum(item.low <= centre <= item.high for item in plain) > 370
+
+
+def test_scores_that_differ_by_rounding_alone_have_no_correlation_though_they_may_have_a_gradient() -> None:
+    scores = np.array([[1.0, 1.0 + 1e-12, 3.0, 3.0 + 1e-12], [0.0, 1.0, 0.0, 1.0]])
+    gradients = made(np.ones((2, 2, 1)), [0, 1], scores, np.array([0, 0, 1, 1]))
+    figures = Alignment(dataclasses.replace(gradients, no_spread=np.array([True, False])))
+    np.testing.assert_array_equal(figures.fisher_matrix(), [[np.nan, np.nan], [np.nan, 1.0]])
+    assert figures.fisher_estimates(0)[0][1].note == "the scores differ within no problem: no correlation"
+    assert figures.cosine(0, 1).estimate == pytest.approx(1.0)
+
+
+def test_a_debiased_cosine_beyond_one_is_cut() -> None:
+    # Two problems whose own products alone differ in sign: Σ_{p≠q} ⟨g_a,p, g_b,q⟩ / √(…) = 1.25 before the cut.
+    contributions = np.array([[[1.0, 0.0], [1.0, 0.0]], [[0.5, 0.0], [2.0, 0.0]]])
+    found = Alignment(made(contributions, [0, 1])).debiased_cosine(0, 1)
+    assert found.estimate == 1.0
+    plain = Alignment(made(contributions, [0, 1])).cosine(0, 1)
+    assert plain.estimate == pytest.approx(1.0)
+
+
+def test_shared_noise_lifts_a_cosine_of_two_objectives_above_the_noise_floor_of_either() -> None:
+    # Orthogonal means and one and the same noise: the cosine is that noise, the floor does not know of it. Seed fixed.
+    rng = np.random.default_rng(4)
+    noise, means = rng.normal(size=(PROBLEMS, DIMENSIONS)), np.eye(2, DIMENSIONS)
+    figures = Alignment(made((0.2 * means[:, None, :] + noise) / PROBLEMS, BLOCK))
+    assert figures.cosine(0, 1).estimate > 0.8
+    assert max(abs(figures.noise_floor(a).estimate) for a in (0, 1)) < 0.4
+    # And the noise that goes into the two with opposite signs takes from it.
+    signs = np.array([1.0, -1.0])[:, None, None]
+    opposed = Alignment(made((0.2 * means[:, None, :] + signs * noise) / PROBLEMS, BLOCK))
+    assert opposed.cosine(0, 1).estimate < -0.8
 
 
 def test_variance_signal_and_ratio_are_unbiased_and_covered() -> None:

@@ -16,7 +16,12 @@ from small_models import NumberTokenizer, plain_logprob, small_model
 from torch import Tensor
 
 from bsharp.diagnostics.mistakes import mistake_table
-from bsharp.diagnostics.response_gradients import ResponseRows, cosine_over_blocks, directional_derivatives
+from bsharp.diagnostics.response_gradients import (
+    ResponseRows,
+    ResponseScorer,
+    cosine_over_blocks,
+    directional_derivatives,
+)
 from bsharp.masking import pad_right
 from bsharp.models.loading import LanguageModel, clone_model, load_language_model
 from bsharp.seeding import generator
@@ -161,6 +166,85 @@ def test_base_figures_are_sequence_log_probabilities_with_the_eos() -> None:
         assert kind["base"][key]["low"] < np.mean(values) < kind["base"][key]["high"]
     assert kind["problems"] == 4
     assert (kind["mode"], kind["role"], kind["usual"]) == ("wrong", "standard", True)
+
+
+def generated_logprob(
+    language_model: LanguageModel, prompt: list[int], response: list[int], temperature: float, fixed_length: bool
+) -> Tensor:
+    """log π by hand at a temperature; with `fixed_length` of the distribution over what is not an EOS."""
+    logits = language_model.model(input_ids=torch.tensor([[*prompt, *response]])).logits[0] / temperature
+    if fixed_length:
+        logits = logits.clone()
+        logits[:, list(language_model.eos_token_ids)] = -math.inf
+    places = range(len(prompt) - 1, len(prompt) + len(response) - 1)
+    return sum((logits.log_softmax(-1)[at, token] for at, token in zip(places, response, strict=True)), torch.zeros(()))
+
+
+WAYS = [(0.7, False), (1.0, True), (1.6, True)]
+
+
+@pytest.mark.parametrize(("temperature", "fixed_length"), WAYS)
+def test_solutions_are_scored_under_the_distribution_that_is_trained(temperature: float, fixed_length: bool) -> None:
+    base, policy = model(), model(1)
+    tokenizer = NumberTokenizer()
+
+    def logprob(language_model: LanguageModel, prompt: str, response: str) -> Tensor:
+        tokens = tokenizer.encode(response) + ([] if fixed_length else [5])
+        return generated_logprob(language_model, [1, *tokenizer.encode(prompt)], tokens, temperature, fixed_length)
+
+    # Token 5, an EOS, has no place in a solution of fixed length.
+    places = [place for place in range(4) if not fixed_length or "5" not in ORACLES[place] + MISTAKES[place]]
+    assert len(places) >= 2
+    pairs = [(PROMPTS[place], ORACLES[place], MISTAKES[place]) for place in places]
+    margins = [logprob(base, p, y) - logprob(base, p, z) for p, y, z in pairs]
+    rights = [logprob(base, p, y) for p, y, _ in pairs]
+    gradient = flat_gradient(base, torch.stack(margins).mean())
+    of_right = torch.stack([flat_gradient(base, logprob(base, p, y)) for p, y, _ in pairs])
+    after = [(logprob(policy, p, y) - logprob(policy, p, z)).item() for p, y, z in pairs]
+    task = ToyTask(all=tuple(places))
+    made = mistake_table(
+        base, {"ours": [lambda: policy]}, {task.name: task}, {"up": gradient.detach()},
+        problems_per_family=len(places), seed=0, temperature=temperature, fixed_length=fixed_length,
+    )  # fmt: skip
+    (kind,) = made["types"]
+    margins_before = [margin.item() for margin in margins]
+    assert (made["temperature"], made["fixed_length"]) == (temperature, fixed_length)
+    assert kind["base"]["right"]["estimate"] == pytest.approx(np.mean([x.item() for x in rights]), rel=1e-5)
+    assert kind["base"]["margin"]["estimate"] == pytest.approx(np.mean(margins_before), rel=1e-5)
+    assert kind["first_step"]["up"]["margin"]["estimate"] == pytest.approx(float(gradient.norm()), rel=1e-5)
+    assert kind["trained"]["ours"]["margin"]["estimate"] == pytest.approx(
+        np.mean(np.subtract(after, margins_before)), rel=1e-5
+    )
+    cell = made["oracle_cosine"]["up"]["all"]
+    products = of_right @ of_right.T
+    square = float(products.sum() - products.trace()) / (len(places) * (len(places) - 1))
+    if square > 0:
+        expected = float(of_right.mean(0) @ gradient / gradient.norm()) / math.sqrt(square)
+        assert cell["estimate"] == pytest.approx(min(max(expected, -1.0), 1.0), abs=1e-5)
+    else:
+        assert cell["estimate"] is None
+
+
+@pytest.mark.parametrize(("temperature", "fixed_length"), WAYS)
+def test_derivatives_and_block_gradients_are_those_of_the_distribution_that_is_trained(
+    temperature: float, fixed_length: bool
+) -> None:
+    language_model = model(1)
+    prompts, responses = [[1, 2, 3], [4, 1], [2]], [[3, 4], [2], [2, 2, 1]]
+    expected = [
+        flat_gradient(language_model, generated_logprob(language_model, p, y, temperature, fixed_length))
+        for p, y in zip(prompts, responses, strict=True)
+    ]
+    direction = torch.randn(len(expected[0]), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rows = ResponseRows(prompts, *pad_right(responses, 0))
+    found = directional_derivatives(
+        language_model, rows, {"d": direction}, microbatch_rows=2, temperature=temperature, fixed_length=fixed_length
+    )
+    np.testing.assert_allclose(
+        found["d"], [float(g @ direction / direction.norm()) for g in expected], rtol=1e-5, atol=1e-6
+    )
+    scorer = ResponseScorer(language_model, temperature, fixed_length)
+    torch.testing.assert_close(scorer.gradient(rows, [0, 2], 2), expected[0] + expected[2], rtol=1e-4, atol=1e-5)
 
 
 def test_along_the_gradient_of_the_margins_the_mean_margin_rises_by_its_norm_and_against_it_falls() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from small_models import every_response, small_model
 
-from bsharp.algorithm import ScoreInputs, parse_objective
+from bsharp.algorithm import ScoreInputs, parse_objective, weighted
 from bsharp.config import AlgorithmConfig, SamplingConfig
 from bsharp.diagnostics.objective_gradients import module_group, objective_gradients
 from bsharp.masking import pad_right
@@ -90,6 +90,107 @@ def test_every_objectives_direction_is_minus_the_gradient_of_the_production_step
             assert inner[place, other] == pytest.approx(float(gradient @ second), abs=1e-4 * scale)
 
 
+CONSTANT = dict(parse_objective(spec) for spec in ("task_reward", "sharpening"))
+
+
+def all_right_or_all_wrong(policy) -> RolloutBatch:
+    batch = make_batch(policy)
+    return dataclasses.replace(batch, rewards=(batch.group_index % 2).double())
+
+
+@pytest.mark.parametrize("advantage", ["leave_one_out", "group_z_score", "batch_normalised", "none"])
+def test_problems_all_right_or_all_wrong_have_the_production_gradient_and_no_spread(advantage: str) -> None:
+    policy, base = small_model(vocab_size=4, seed=1), small_model(vocab_size=4, seed=2)
+    batch, config = all_right_or_all_wrong(policy), AlgorithmConfig(advantage=advantage)
+    sampling = SamplingConfig(max_new_tokens=3)
+    found = objective_gradients(policy, base, batch, CONSTANT, config, sampling, microbatch_rows=9, seed=0)
+    vector = found.vector("task_reward").double()
+    expected = step_gradient(policy, base, CONSTANT["task_reward"], batch, config, sampling)
+    within = advantage in ("leave_one_out", "group_z_score")
+    assert found.flat.tolist() == [within, False]
+    assert found.no_spread.tolist() == [True, False]
+    if within:
+        assert float(vector.norm()) == float(expected.norm()) == 0.0
+    else:
+        assert float(expected.norm()) > 0.1
+        assert float((vector + expected).norm() / expected.norm()) < 3e-5
+
+
+@pytest.mark.parametrize(("advantage", "reward"), [("batch_normalised", 1.0), ("none", 0.0)])
+def test_a_score_that_is_the_same_everywhere_is_flat_and_so_is_production(advantage: str, reward: float) -> None:
+    policy, base = small_model(vocab_size=4, seed=1), small_model(vocab_size=4, seed=2)
+    batch, config = make_batch(policy), AlgorithmConfig(advantage=advantage)
+    batch = dataclasses.replace(batch, rewards=torch.full_like(batch.rewards, reward))
+    sampling = SamplingConfig(max_new_tokens=3)
+    found = objective_gradients(policy, base, batch, CONSTANT, config, sampling, microbatch_rows=9, seed=0)
+    assert found.flat.tolist() == [True, False]
+    assert float(found.vector("task_reward").norm()) == 0.0
+    assert float(step_gradient(policy, base, CONSTANT["task_reward"], batch, config, sampling).norm()) < 1e-9
+
+
+def test_a_kl_at_the_base_is_rounding_and_flat_under_every_advantage() -> None:
+    policy = small_model(vocab_size=4, seed=1)
+    batch, sampling = make_batch(policy), SamplingConfig(max_new_tokens=3)
+    batch = dataclasses.replace(batch, behaviour_logprobs=batch.behaviour_logprobs * (1 + 1e-7))
+    for advantage in ("leave_one_out", "group_z_score", "batch_normalised", "none"):
+        config = AlgorithmConfig(advantage=advantage)
+        found = objective_gradients(
+            policy, policy, batch, {"kl": weighted(kl_to_base=1.0)}, config, sampling, microbatch_rows=9, seed=0
+        )
+        assert found.flat.tolist() == [True]
+
+
+def megabytes_for(policy, independent: int, blocks: int) -> float:
+    weights = sum(p.numel() for p in policy.model.parameters())
+    return (4 * independent * (blocks + 1) + 8) * weights / 1e6
+
+
+@pytest.mark.parametrize("blocks", range(2, 9))
+def test_as_many_blocks_as_fit_into_the_memory_allowed(blocks: int) -> None:
+    policy, base = small_model(vocab_size=4, seed=1), small_model(vocab_size=4, seed=2)
+    batch, config, sampling = make_batch(policy, problems=9), AlgorithmConfig(), SamplingConfig(max_new_tokens=3)
+    needed = megabytes_for(policy, 4, blocks)
+    found, plenty = (
+        objective_gradients(
+            policy, base, batch, REGIMES, config, sampling, microbatch_rows=32, seed=0, megabytes=megabytes
+        )
+        for megabytes in (needed, 1e6)
+    )
+    assert found.total.shape == (7, blocks, 7, blocks)
+    assert plenty.total.shape == (7, 8, 7, 8)
+    # The blocks are one and the same gradient, dealt differently.
+    np.testing.assert_allclose(found.total.sum(axis=(1, 3)), plenty.total.sum(axis=(1, 3)), rtol=1e-4)
+    torch.testing.assert_close(found.basis, plenty.basis)
+    np.testing.assert_allclose(found.problem_products, plenty.problem_products)
+
+
+def test_what_does_not_fit_into_two_blocks_is_refused_with_what_it_needs() -> None:
+    policy, base = small_model(vocab_size=4, seed=1), small_model(vocab_size=4, seed=2)
+    batch, config, sampling = make_batch(policy), AlgorithmConfig(), SamplingConfig(max_new_tokens=3)
+    too_little = megabytes_for(policy, 4, 2) * 0.999
+    arguments = (policy, base, batch, REGIMES, config, sampling)
+    with pytest.raises(ValueError, match=r"need 1 MB even in 2 blocks .* allowed; raise --gradient-megabytes"):
+        objective_gradients(*arguments, microbatch_rows=9, seed=0, megabytes=too_little)
+    found = objective_gradients(*arguments, microbatch_rows=9, seed=0, megabytes=too_little, allow_missing=True)
+    fits = objective_gradients(*arguments, microbatch_rows=9, seed=0)
+    assert "need 1 MB even in 2 blocks" in found.missing
+    assert fits.missing == ""
+    assert np.isnan(found.total).all()
+    assert list(found.groups) == list(fits.groups)
+    np.testing.assert_array_equal(found.scores, fits.scores)
+
+
+def test_products_do_not_depend_on_how_many_numbers_are_multiplied_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, base = small_model(vocab_size=4, seed=1), small_model(vocab_size=4, seed=2)
+    batch, config, sampling = make_batch(policy), AlgorithmConfig(), SamplingConfig(max_new_tokens=3)
+    arguments = (policy, base, batch, REGIMES, config, sampling)
+    whole = objective_gradients(*arguments, microbatch_rows=9, seed=0)
+    monkeypatch.setattr("bsharp.diagnostics.objective_gradients.WORKING_NUMBERS", 173)
+    parts = objective_gradients(*arguments, microbatch_rows=9, seed=0)
+    for group, products in whole.groups.items():
+        np.testing.assert_allclose(parts.groups[group], products, rtol=1e-9, atol=1e-12 * abs(products).max())
+
+
 def test_combinations_of_scores_are_not_differentiated_again() -> None:
     policy, base = small_model(vocab_size=4, seed=1), small_model(vocab_size=4, seed=2)
     batch, config, sampling = make_batch(policy), AlgorithmConfig(), SamplingConfig(max_new_tokens=3)
@@ -122,10 +223,11 @@ def test_gae_is_replaced_by_leave_one_out_and_the_policy_is_left_as_it_was() -> 
     found, expected = (
         objective_gradients(
             policy, base, batch, REGIMES, AlgorithmConfig(advantage=name), sampling, microbatch_rows=9, seed=0
-        ).vector("sharpening")
+        )
         for name in ("gae", "leave_one_out")
     )
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found.vector("sharpening"), expected.vector("sharpening"))
+    assert found.advantage == expected.advantage == "leave_one_out"
     assert all(p.grad is None for p in policy.model.parameters())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from bsharp.config import CompareConfig, ConfigError, DiagnoseConfig, Evaluation
 from bsharp.evaluation import validate_results
 from bsharp.experiment import DIAGNOSTICS, compare, comparison, diagnose, live_report, regimes_of
 from bsharp.experiment.comparison import plan_jobs
-from bsharp.experiment.diagnose import CHEAP
+from bsharp.experiment.diagnose import CHEAP, DiagnosticsFailed
 from bsharp.runlog import RunDirectory
 
 SMALL = CompareConfig(
@@ -28,9 +29,6 @@ SMALL = CompareConfig(
     evaluation=EvaluationConfig(problems=21, samples=4),
     workers=2,
 )
-
-# The comparison that these tests share is made once, not once per test process.
-pytestmark = pytest.mark.xdist_group("compare")
 
 FEW = DiagnoseConfig(alignment_problems=16, alignment_samples=2, mistake_problems=1, workers=2)
 
@@ -130,6 +128,9 @@ def test_diagnose_makes_the_rest_once_and_what_other_settings_ask_for_again(
     made.clear()
     diagnose(out, few, on_progress=lambda name, done, total: made.append(name))
     assert not made
+    (out / "diagnostics" / "surface.json").unlink()
+    diagnose(out, few)  # without a word about progress
+    assert json.loads((out / "diagnostics" / "surface.json").read_text(encoding="utf-8")) == found["surface"]
     more = dataclasses.replace(few, mistake_problems=2)
     diagnose(out, more, ["mistakes", "drift"], on_progress=lambda name, done, total: made.append(name))
     assert set(made) == {"mistakes"}
@@ -138,6 +139,45 @@ def test_diagnose_makes_the_rest_once_and_what_other_settings_ask_for_again(
     made.clear()
     compare(SMALL, out, on_diagnostic=lambda name, done, total: made.append(name), diagnose_settings=FEW)
     assert not made
+
+
+def test_a_diagnostic_that_fails_costs_no_other_and_never_the_results(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*arguments: object) -> dict:
+        raise ValueError("a record is missing")
+
+    module = sys.modules["bsharp.experiment.diagnose"]
+    monkeypatch.setattr(module, "_MAKERS", {**module._MAKERS, "drift": fails})
+    out = tmp_path / "copy"
+    shutil.copytree(finished, out)
+    shutil.rmtree(out / "diagnostics")
+    with pytest.raises(DiagnosticsFailed, match="drift: a record is missing"):
+        diagnose(out, FEW, ["drift", "calibration", "problems"])
+    assert sorted(path.stem for path in (out / "diagnostics").iterdir()) == ["calibration", "problems"]
+    (out / "report.html").unlink()
+    warnings: list[str | None] = []
+    results = compare(SMALL, out, on_event=lambda event: warnings.append(event.warning), diagnose_settings=FEW)
+    assert results["verdict"]["sentence"]
+    assert "drift: a record is missing" in warnings
+    assert (out / "report.html").exists()
+
+
+def test_an_interrupted_comparison_leaves_a_page_that_does_not_say_it_is_running(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    statuses: list[str | None] = []
+    monkeypatch.setattr(comparison, "run_jobs", interrupted)
+    monkeypatch.setattr(live_report, "write_report", lambda runs, status=None: statuses.append(status) or Path("x"))
+    out = tmp_path / "copy"
+    shutil.copytree(finished, out)
+    (out / "sharpening" / "seed_1" / "complete.json").unlink()
+    with pytest.raises(KeyboardInterrupt):
+        compare(SMALL, out)
+    assert statuses == [None]
 
 
 def test_diagnose_refuses_a_base_whose_weights_are_others(finished: Path, tmp_path: Path) -> None:

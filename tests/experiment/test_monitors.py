@@ -131,9 +131,9 @@ def test_a_collapse_is_told_and_ends_the_run_only_where_asked_to(
     assert told == [_AlarmAtStepTwo.sentence]
     assert [row["sentence"] for row in rows(tmp_path, "alarms.jsonl")] == told
     assert progress.step == last_step
-    assert (progress.stopped is None) == (not stop)
+    assert progress.stopped == (_AlarmAtStepTwo.sentence if stop else None)
+    assert progress.collapsed == stop
     if stop:
-        assert _AlarmAtStepTwo.sentence in progress.stopped
         moved = load_difference(tmp_path / "snapshots" / "step_000002.safetensors", bench.base.model)
         own = flat_weights(policy.model) - flat_weights(bench.base.model)
         torch.testing.assert_close(moved, own, rtol=1e-3, atol=1e-6)

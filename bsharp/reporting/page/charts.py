@@ -1,4 +1,4 @@
-"""Charts from plain numbers: curves over training with the spread over seeds, estimates with intervals, heatmaps.
+"""Charts from plain numbers: curves over training with the spread over seeds, lines with intervals.
 
 Each builder returns a Chart whose CSV columns hold exactly what is drawn. Values are rounded to five significant digits.
 """
@@ -19,14 +19,13 @@ __all__ = [
     "LONGEST",
     "STEP",
     "Curve",
-    "Dot",
     "Series",
     "axis",
     "buckets",
     "curve_columns",
     "curve_traces",
     "curves",
-    "dots",
+    "interval_bars",
     "lines",
     "robust_range",
     "seed_band",
@@ -36,7 +35,6 @@ __all__ = [
 ]
 
 Series = tuple[Sequence[int], Sequence[float]]  # steps, values
-Estimated = Mapping[str, Any]
 
 LONGEST = 400
 """Points per curve; a longer one is averaged over equal runs of steps."""
@@ -58,16 +56,6 @@ class Curve:
     text: Sequence[str] = ()
     panel: str = ""
     markers: bool = False  # points without a line between them
-
-
-@dataclass(frozen=True)
-class Dot:
-    """One estimate of a chart of estimates: the series it belongs to, its place on the category axis and its figure."""
-
-    series: str
-    regime: str | None
-    place: str
-    figure: Estimated
 
 
 def significant(value: object, digits: int = 5) -> float | None:
@@ -160,7 +148,9 @@ def curves(
         caption += f" Each point is the mean of {size} consecutive steps, because the run is long."
     if robust:
         caption += " The line is the median over seeds."
-        reach = robust_range([value for table in tables.values() for key in (middle, "low", "high") for value in table[key]])
+        reach = robust_range(
+            [value for table in tables.values() for key in (middle, "low", "high") for value in table[key]]
+        )
         if reach is not None and "type" not in y_axis:
             y_axis["range"] = list(reach)
             seeds = [value for per in scaled.values() for _, values in per.values() for value in values]
@@ -315,11 +305,13 @@ def curve_traces(curve: Curve, band: bool = True, axes: tuple[str, str] = ("x", 
         area = _band(curve.regime, [x[i] for i in kept], [low[i] for i in kept], [high[i] for i in kept], curve.name)
         traces.insert(0, area)
     elif kept:
-        line["error_y"] = _error(y, low, high)
+        line["error_y"] = interval_bars(y, low, high)
     return [trace | {"xaxis": axes[0], "yaxis": axes[1]} for trace in traces] if axes != ("x", "y") else traces
 
 
-def _error(values: Sequence[Any], low: Sequence[Any], high: Sequence[Any]) -> dict[str, Any]:
+def interval_bars(values: Sequence[Any], low: Sequence[Any], high: Sequence[Any]) -> dict[str, Any]:
+    """Plotly's error bars from the ends of intervals."""
+
     def distance(far: Any, near: Any) -> float | None:
         return 0.0 if far is None or near is None else significant(max(far - near, 0.0))
 
@@ -330,69 +322,6 @@ def _error(values: Sequence[Any], low: Sequence[Any], high: Sequence[Any]) -> di
         "arrayminus": [distance(value, end) for end, value in zip(low, values, strict=True)],
         "thickness": 1.2,
     }
-
-
-def dots(
-    chart_id: str,
-    title: str,
-    caption: str,
-    x_title: str,
-    y_title: str,
-    drawn: Sequence[Dot],
-    *,
-    scale: float = 1.0,
-    legend: bool = True,
-    wide: bool | None = None,
-    apart: bool = True,
-) -> Chart | None:
-    """Estimates with their 95 % intervals: categories downwards, one symbol per series. None without any.
-
-    Series stand below each other within a category (not `apart`: on one line) where it holds several.
-
-    The CSV is long: series, category, estimate, low, high, n.
-    """
-    kept = [dot for dot in drawn if finite(dot.figure.get("estimate")) is not None]
-    if not kept:
-        return None
-    places = list(dict.fromkeys(dot.place for dot in kept))
-    names = list(dict.fromkeys(dot.series for dot in kept))
-    several = apart and len({(dot.place, dot.series) for dot in kept}) > len(places)
-    rows = len(names) if several else 1
-    columns: dict[str, list[Any]] = {"series": [], y_title: [], x_title: [], "low": [], "high": [], "n": []}
-    traces = []
-    for position, name in enumerate(names):
-        own = [dot for dot in kept if dot.series == name]
-        value, low, high = ([_scaled(dot.figure, key, scale) for dot in own] for key in ("estimate", "low", "high"))
-        # Side by side within a category: a dot plot has no groups of its own.
-        offset = 0.0 if rows == 1 else 0.64 * (position / (len(names) - 1) - 0.5)
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "name": name,
-                "x": value,
-                "y": [round(places.index(dot.place) + offset, 3) for dot in own],
-                "error_x": _error(value, low, high),
-                "text": [
-                    f"{dot.place}, {name}: {told(v, a, b)}" for dot, v, a, b in zip(own, value, low, high, strict=True)
-                ],
-                "hoverinfo": "text",
-                "meta": {"regime": own[0].regime, "role": "marker"},
-            }
-        )
-        for dot, *numbers in zip(own, value, low, high, strict=True):
-            for column, cell in zip(columns.values(), [name, dot.place, *numbers, dot.figure.get("n")], strict=True):
-                column.append(cell)
-    ticks = {"tickvals": list(range(len(places))), "ticktext": [shortened(place) for place in places]}
-    y_axis = axis(y_title, **ticks, range=[len(places) - 0.4, -0.6], automargin=True, zeroline=False)
-    height = (170 if legend else 90) + len(places) * max(28, 8 * rows + 6)
-    layout = {"xaxis": axis(x_title, zeroline=True), "yaxis": y_axis, "legend": LEGEND_BELOW}
-    return Chart(chart_id, title, caption, traces, layout, columns, height, wide, legend)
-
-
-def _scaled(figure: Estimated, key: str, scale: float) -> float | None:
-    value = finite(figure.get(key))
-    return None if value is None else significant(value * scale)
 
 
 def told(value: float | None, low: float | None, high: float | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bsharp.reporting.page.charts import Dot, dots
+from bsharp.reporting.page.dots import Dot, dots
 from bsharp.reporting.page.load import finite
 from bsharp.reporting.page.parts import Cell, Chart, DataTable, GainedLost, Legend, Part, ProblemLink, RegimeChange
 
@@ -76,7 +76,15 @@ def _table(changes: list[RegimeChange], regimes: Mapping[str, Mapping[str, Any]]
         "Is the change more than chance?",
         "By chance: what the base, evaluated a second time with as many samples, would gain and lose without any training, with "
         "95 % ranges. McNemar p: how likely so uneven a split of gained and lost is if both were equally likely.",
-        ("regime", "gained (problems)", "by chance (problems)", "lost (problems)", "by chance (problems)", "net (problems)", "McNemar p"),
+        (
+            "regime",
+            "gained (problems)",
+            "by chance (problems)",
+            "lost (problems)",
+            "by chance (problems)",
+            "net (problems)",
+            "McNemar p",
+        ),
         rows,
         numeric=(1, 2, 3, 4, 5, 6),
     )

@@ -263,6 +263,12 @@ GLOSSARY: dict[str, Metric] = {
         "as for the answer",
         "not above the base's",
     ),
+    "right_kept": Metric(
+        "right answers kept", "%",
+        "share of the problems that a model solves with the original prompt which it still solves with the changed one",
+        "mean over those problems and the changes that keep the answer",
+        "near 100 %; a regime below the base is more fragile where it is right",
+    ),
     "explained": Metric(
         "share explained", "%",
         "share of a training path's squared distance from the base that lies in the plane",

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from bsharp.reporting.page.charts import axis, shortened, significant, told
-from bsharp.reporting.page.load import finite
 from bsharp.reporting.page.parts import Chart
 
 __all__ = ["heatmap"]
+
+LONG = 40  # characters of a label beside a wide matrix; the page cuts longer ones anyway
 
 
 def heatmap(
@@ -25,13 +26,12 @@ def heatmap(
     *,
     limits: tuple[float, float] | None = None,
     compact: bool = False,
-    factor: float = 1.0,
     digits: int = 2,
     bar: bool = True,
 ) -> Chart:
     """A matrix with its numbers printed. `titles`: of the columns, of the rows, of the values.
 
-    A value is a number, an estimate (its interval shows on hover) or None, times `factor`. Where an estimate has an
+    A value is a number, an estimate (its interval shows on hover) or None. Where an estimate has an
     interval that includes 0 its number stands in brackets. Without `limits` the colour is symmetric around 0 and full
     from the 95th percentile of the sizes on, so that one outlier does not pale the others; the caption says from where.
     `compact` rows are one line high. `bar`: with a colour bar. The CSV is long: row, column, value, low, high.
@@ -41,15 +41,11 @@ def heatmap(
     hover: list[list[str]] = []
     printed: list[list[str]] = []
     for name, row in zip(down, values, strict=True):
-        numbers.append([])
-        hover.append([])
-        printed.append([])
+        for cells in (numbers, hover, printed):
+            cells.append([])
         for other, cell in zip(across, row, strict=True):
             figure = cell if isinstance(cell, Mapping) else {"estimate": cell}
-            value, low, high = (
-                None if finite(figure.get(key)) is None else significant(figure[key] * factor)
-                for key in ("estimate", "low", "high")
-            )
+            value, low, high = (significant(figure.get(key)) for key in ("estimate", "low", "high"))
             printed[-1].append(_printed(value, low, high, digits))
             numbers[-1].append(value)
             hover[-1].append(f"{name} × {other}: {'undefined' if value is None else told(value, low, high)}")
@@ -57,8 +53,8 @@ def heatmap(
                 column.append(entry)
     trace: dict[str, Any] = {
         "type": "heatmap",
-        "x": [shortened(name, 20) for name in across],
-        "y": [shortened(name, 20) for name in down],
+        "x": _labels(across, 20),
+        "y": _labels(down, LONG if compact else 20),
         "z": numbers,
         "text": printed,
         "texttemplate": "%{text}",
@@ -81,10 +77,20 @@ def heatmap(
     return Chart(chart_id, title, caption, [trace], layout, columns, height, wide=bar, legend=False)
 
 
+def _labels(names: Sequence[str], longest: int) -> list[str]:
+    """The names, cut; numbered where two are cut to the same, which the chart would take for one."""
+    cut = [shortened(name, longest) for name in names]
+    return [
+        label if cut.count(label) == 1 else f"{label} ({cut[:at].count(label) + 1})" for at, label in enumerate(cut)
+    ]
+
+
 def _printed(value: float | None, low: float | None, high: float | None, digits: int) -> str:
     if value is None:
         return "–"
     text = f"{value:.{digits}f}".replace("-", "−")
+    if not text.strip("−0."):
+        text = text.lstrip("−")
     return f"({text})" if low is not None and high is not None and low <= 0 <= high else text
 
 

@@ -6,7 +6,6 @@ import base64
 import re
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import PurePosixPath
 from typing import Any
@@ -14,7 +13,6 @@ from typing import Any
 from bsharp.reporting.page.embed import csv_text, data_script, escape, href, plain_data
 from bsharp.reporting.page.parts import (
     Callout,
-    Cell,
     Chart,
     Choice,
     Completions,
@@ -28,72 +26,20 @@ from bsharp.reporting.page.parts import (
     Paragraph,
     Part,
     Preformatted,
-    ProblemLink,
-    RegimeChange,
     RunPage,
     Section,
     Verdict,
     every_part,
 )
+from bsharp.reporting.page.place import Files, Place
+from bsharp.reporting.page.tables import gained_lost_html, table_html
 
-__all__ = ["Files", "run_html"]
+__all__ = ["run_html"]
 
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _FORMATTING = re.compile(r"&lt;(/?(?:br|b|i|sub|sup|extra))>")
 _LABELS = ("x", "y", "name")
 _LABEL_LENGTH = 40  # a longer name would push the chart out of its frame; its checksum keeps it apart from others
-_HEADER = re.compile(r"(?P<name>.*\S) \((?P<unit>[^()]*)\)")
-_LONG = 48  # characters of a cell that takes several lines
 _KINDS = {"warning": "Warning", "note": "Note", "ok": "Fine"}
-
-
-@dataclass
-class Files:
-    """The CSV files beside a page, and the data scripts inside it, gathered while a run is rendered."""
-
-    data_folder: str
-    csv: dict[str, str] = field(default_factory=dict)  # path relative to the page → content
-    scripts: list[str] = field(default_factory=list)
-    ids: set[str] = field(default_factory=set)
-
-    def claim(self, run_id: str, part_id: str, kind: str = "part") -> str:
-        """The element id of a part or section; ValueError where it is no id or taken."""
-        for name in (run_id, part_id):
-            if not _ID.fullmatch(name):
-                raise ValueError(f"{name!r} is no id; use letters, digits, '_', '-' and '.', a letter or digit first")
-        element = f"{run_id}--{kind}--{part_id}"
-        if element in self.ids:
-            raise ValueError(f"two {kind}s of run {run_id!r} have the id {part_id!r}; give each its own")
-        self.ids.add(element)
-        return element
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where a part stands: its run, the files it may add to, and the colour class of each regime."""
-
-    run_id: str
-    csv_folder: PurePosixPath
-    files: Files
-    regime_class: Mapping[str, str]
-    terms: Sequence[tuple[str, str]] = ()  # glossary: term, element id; longer terms first
-
-    def entry(self, text: str) -> str | None:
-        """The element id of the glossary's entry that `text` (an axis title, a header) begins with."""
-        bare = re.sub(r"@\d+", "@k", text.partition(" (")[0]).strip()
-        for term, element in self.terms if bare else ():
-            if bare == term or bare.startswith((f"{term} ", f"{term},")) or term.startswith(f"{bare}("):
-                return element
-        return None
-
-    def chip(self, name: str) -> str:
-        """A regime's name with its colour."""
-        mark = (
-            f'<span class="chip {self.regime_class[name]}" aria-hidden="true"></span>'
-            if name in self.regime_class
-            else ""
-        )
-        return f"{mark}<bdi>{escape(name)}</bdi>"
 
 
 def run_html(run: RunPage, files: Files, regime_class: Mapping[str, str], several: bool) -> str:
@@ -101,7 +47,7 @@ def run_html(run: RunPage, files: Files, regime_class: Mapping[str, str], severa
     folder = PurePosixPath(files.data_folder) / (run.run_id if several else "")
     found = [part for section in run.sections for part in every_part(section.parts) if isinstance(part, Glossary)]
     terms = [(term, _term_id(run.run_id, key)) for part in found for key, term, _ in part.items]
-    place = _Place(run.run_id, folder, files, regime_class, sorted(terms, key=lambda term: -len(term[0])))
+    place = Place(run.run_id, folder, files, regime_class, sorted(terms, key=lambda term: -len(term[0])))
     ids = [files.claim(run.run_id, section.section_id, "section") for section in run.sections]
     contents = "".join(
         f'<li><a href="#{element}">{escape(section.title)}</a></li>'
@@ -117,7 +63,7 @@ def run_html(run: RunPage, files: Files, regime_class: Mapping[str, str], severa
     )
 
 
-def _section(section: Section, element: str, number: int, place: _Place) -> str:
+def _section(section: Section, element: str, number: int, place: Place) -> str:
     absent = "" if section.absent is None else f'<p class="absent">{escape(section.absent)}</p>'
     return (
         f'<section id="{element}" aria-labelledby="{element}-h" tabindex="-1">'
@@ -126,14 +72,14 @@ def _section(section: Section, element: str, number: int, place: _Place) -> str:
     )
 
 
-def _parts(parts: Sequence[Part], place: _Place) -> str:
+def _parts(parts: Sequence[Part], place: Place) -> str:
     """The parts in order; neighbouring charts that are not wide stand beside each other."""
     grouped = groupby(parts, lambda part: isinstance(part, Chart) and not _is_wide(part))
     rendered = ((narrow, "".join(_part(part, place) for part in group)) for narrow, group in grouped)
     return "".join(f'<div class="pair">{html}</div>' if narrow else html for narrow, html in rendered)
 
 
-def _part(part: Part, place: _Place) -> str:
+def _part(part: Part, place: Place) -> str:
     match part:
         case Verdict():
             return _verdict(part)
@@ -153,9 +99,9 @@ def _part(part: Part, place: _Place) -> str:
         case Chart():
             return _chart(part, place)
         case DataTable():
-            return _table(part, place)
+            return table_html(part, place)
         case GainedLost():
-            return _gained_lost(part, place)
+            return gained_lost_html(part, place)
         case Fold():
             inside = _parts(part.parts, place)
             return f'<details class="fold"><summary>{escape(part.title)}</summary><div>{inside}</div></details>'
@@ -180,10 +126,13 @@ def _verdict(part: Verdict) -> str:
     )
 
 
-def _choice(part: Choice, place: _Place) -> str:
+def _choice(part: Choice, place: Place) -> str:
+    if len(part.options) == 1:
+        return _parts(part.options[0][1], place)
     element = place.files.claim(place.run_id, part.choice_id)
     buttons = "".join(
-        f'<button type="button" aria-pressed="{"false" if at else "true"}" aria-controls="{element}-{at}">{escape(label)}</button>'
+        f'<button type="button" aria-pressed="{"false" if at else "true"}" aria-controls="{element}-{at}">'
+        f"{escape(label)}</button>"
         for at, (label, _) in enumerate(part.options)
     )
     options = "".join(
@@ -196,10 +145,10 @@ def _choice(part: Choice, place: _Place) -> str:
     )
 
 
-def _legend(part: Legend, place: _Place) -> str:
+def _legend(part: Legend, place: Place) -> str:
     names = "".join(
         f'<button type="button" class="key {place.regime_class.get(name, "")}" data-regime="{escape(name)}" '
-        f'aria-pressed="true"><svg width="30" height="10" aria-hidden="true"><line x1="0" x2="30" y1="5" y2="5"/></svg>'
+        f'aria-pressed="true"><i aria-hidden="true"></i>'
         f"<bdi>{escape(name)}</bdi></button>"
         for name in part.regimes
     )
@@ -210,7 +159,7 @@ def _term_id(run_id: str, key: str) -> str:
     return f"{run_id}--term--{key}"
 
 
-def _glossary(part: Glossary, place: _Place) -> str:
+def _glossary(part: Glossary, place: Place) -> str:
     items = "".join(
         f'<div id="{escape(_term_id(place.run_id, key))}" tabindex="-1"><dt>{escape(term)}</dt><dd>{escape(text)}</dd></div>'
         for key, term, text in part.items
@@ -222,32 +171,27 @@ def _glossary(part: Glossary, place: _Place) -> str:
     )
 
 
-def _help(texts: Sequence[str], place: _Place) -> str:
+def _help(texts: Sequence[str], place: Place) -> str:
     """Small links to the glossary for the metrics that a chart shows."""
     entries = dict.fromkeys(element for text in texts if (element := place.entry(text)) is not None)
     names = {element: term for term, element in place.terms}
-    return "".join(
-        f' <a class="help" href="#{escape(element)}" aria-label="What is {escape(names[element])}?" '
+    links = "".join(
+        f'<a class="help" href="#{escape(element)}" aria-label="What is {escape(names[element])}?" '
         f'title="{escape(names[element])}: what it is">?</a>'
         for element in list(entries)[:2]
     )
+    return f' <span class="helps">{links}</span>' if links else ""
 
 
 def _links(items: Sequence[tuple[str, str]]) -> str:
     return "".join(f'<li><a href="{escape(href(path))}"><bdi>{escape(text)}</bdi></a></li>' for text, path in items)
 
 
-def _csv_path(place: _Place, part_id: str, text: str) -> str:
-    path = str(place.csv_folder / f"{part_id}.csv")
-    place.files.csv[path] = text
-    return path
-
-
-def _chart(chart: Chart, place: _Place) -> str:
+def _chart(chart: Chart, place: Place) -> str:
     _require_axis_titles(chart)
     element = place.files.claim(place.run_id, chart.chart_id)
     text = csv_text(chart.columns)
-    path = _csv_path(place, chart.chart_id, text)
+    path = place.csv(chart.chart_id, text)
     figure = {
         "traces": [_formatted(trace) for trace in chart.traces],
         "layout": _formatted(chart.layout),
@@ -268,6 +212,7 @@ def _chart(chart: Chart, place: _Place) -> str:
 
 def _axis_titles(chart: Chart) -> list[str]:
     titles = [axis.get("title") for name, axis in chart.layout.items() if re.fullmatch(r"[xy]axis\d*", name)]
+    titles += [(trace.get("colorbar") or {}).get("title") for trace in chart.traces]
     return [str(title.get("text") or "") if isinstance(title, Mapping) else str(title or "") for title in titles][::-1]
 
 
@@ -311,108 +256,7 @@ def _formatted(value: Any, key: str = "") -> Any:
     return plain_data(value)
 
 
-def _table(table: DataTable, place: _Place) -> str:
-    element = place.files.claim(place.run_id, table.table_id)
-    uneven = [row for row in table.rows if len(row) != len(table.headers)]
-    if uneven:
-        raise ValueError(
-            f"table {table.table_id!r}: a row has {len(uneven[0])} cells under {len(table.headers)} headers; make them equal"
-        )
-    cells = [[cell.text if isinstance(cell, ProblemLink) else cell for cell in row] for row in table.rows]
-    names = [header or f"column {at + 1}" for at, header in enumerate(table.headers)]
-    names = [name if names.index(name) == at else f"{name} ({at + 1})" for at, name in enumerate(names)]
-    path = _csv_path(
-        place, table.table_id, csv_text({name: [row[at] for row in cells] for at, name in enumerate(names)})
-    )
-    numeric = set(table.numeric)
-
-    def class_of(at: int) -> str:
-        return ' class="num"' if at in numeric else ""
-
-    head = "".join(
-        f'<th scope="col"{class_of(at)}>{_header(header, place)}</th>' for at, header in enumerate(table.headers)
-    )
-    links: list[list[Any]] = []
-    body = "".join(
-        "<tr>" + "".join(_cell(cell, at, class_of(at), links, element, place) for at, cell in enumerate(row)) + "</tr>"
-        for row in table.rows
-    )
-    if links:
-        place.files.scripts.append(data_script(f"{element}-links", links))
-    heading = f'<h3 id="{element}-t">{escape(table.title)}</h3>'
-    content = (
-        f'<div class="scroll" tabindex="0" role="region" aria-labelledby="{element}-t"><table aria-labelledby="{element}-t">'
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-        f'<p class="caption">{escape(table.caption)} <a href="{escape(href(path))}">data file</a></p>'
-    )
-    if table.folded:
-        rows = f'<span class="rows">{len(table.rows)} rows</span>'
-        return (
-            f'<details class="table fold" id="{element}"><summary>{heading} {rows}</summary><div>{content}</div></details>'
-        )
-    return f'<div class="table" id="{element}">{heading}{content}</div>'
-
-
-def _header(header: str, place: _Place) -> str:
-    """A column's header: its name, a link where the glossary has it, and its unit below."""
-    split = _HEADER.fullmatch(header)
-    name, unit = (split["name"], f" <small>({escape(split['unit'])})</small>") if split else (header, "")
-    entry = place.entry(header)
-    link = escape(name) if entry is None else f'<a href="#{escape(entry)}">{escape(name)}</a>'
-    return f"{link}{unit}"
-
-
-def _cell(cell: Cell, at: int, css: str, links: list[list[Any]], element: str, place: _Place) -> str:
-    if isinstance(cell, ProblemLink):
-        content = _problems_button(cell.text, cell.problem_ids, cell.regime, f"{element}-links", links)
-    else:
-        content = place.chip(cell) if at == 0 else f"<bdi>{escape(cell)}</bdi>"
-        if not css and len(cell) > _LONG:
-            css = ' class="long"'
-    return f'<th scope="row"{css}>{content}</th>' if at == 0 else f"<td{css}>{content}</td>"
-
-
-def _problems_button(
-    text: str, problem_ids: Sequence[str], regime: str | None, script: str, links: list[list[Any]]
-) -> str:
-    """A button that opens the completions browser on the problems, which are put into `links`."""
-    if not problem_ids:
-        return escape(text)
-    links.append([list(problem_ids), regime])
-    what = f"{text}: show these problems"
-    return (
-        f'<button type="button" class="problems" data-links="{script}" data-at="{len(links) - 1}" '
-        f'aria-label="{escape(what)}">{escape(text)}</button>'
-    )
-
-
-def _gained_lost(part: GainedLost, place: _Place) -> str:
-    element = place.files.claim(place.run_id, part.part_id)
-    links: list[list[Any]] = []
-    tables = "".join(_two_by_two(change, f"{element}-links", links, place) for change in part.changes)
-    place.files.scripts.append(data_script(f"{element}-links", links))
-    return (
-        f'<div class="gained-lost" id="{element}"><p>{escape(part.definition)} '
-        "Each count is a button that lists its problems, side by side in the completions browser.</p>"
-        f'<div class="grid">{tables}</div></div>'
-    )
-
-
-def _two_by_two(change: RegimeChange, script: str, links: list[list[Any]], place: _Place) -> str:
-    def cell(kind: str, ids: Sequence[str]) -> str:
-        button = _problems_button(str(len(ids)), ids, change.regime, script, links)
-        return f'<td class="num {kind}">{button}<small>{kind}</small></td>'
-
-    return (
-        f'<table class="two"><caption>{place.chip(change.regime)}</caption>'
-        '<thead><tr><td></td><th scope="col">regime right</th><th scope="col">regime wrong</th></tr></thead><tbody>'
-        f'<tr><th scope="row">base right</th>{cell("kept", change.kept)}{cell("lost", change.lost)}</tr>'
-        f'<tr><th scope="row">base wrong</th>{cell("gained", change.gained)}{cell("never", change.never)}</tr>'
-        "</tbody></table>"
-    )
-
-
-def _completions(part: Completions, place: _Place) -> str:
+def _completions(part: Completions, place: Place) -> str:
     element = place.files.claim(place.run_id, part.part_id)
     if not part.index.get("problems"):
         return '<p class="absent">No completions were recorded.</p>'

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from bsharp.reporting.page.charts import (
@@ -59,31 +59,36 @@ def panels(
         for letter, described in (("x", x_title), ("y", y_title)):
             shared: dict[str, Any] = {"matches": letter} if place else {}
             layout[f"{letter}axis{suffix}"] = axis(described, **({"range": list(square)} if square else shared))
-        heading = {
-            "text": shortened(name),
-            "showarrow": False,
-            "xanchor": "left",
-            "yanchor": "bottom",
-            "x": 0,
-            "y": 1.01,
-        }
-        layout["annotations"].append(heading | {"xref": f"{x} domain", "yref": f"{y} domain"})
+        layout["annotations"].append(_heading(name, x, y))
         for curve in [curve for curve in kept if curve.panel == name]:
             traces += curve_traces(curve, band, (x, y), curve.name not in told)
             told.add(curve.name)
         if reach:
-            ideal: dict[str, Any] = {
-                "type": "scatter",
-                "mode": "lines",
-                "x": list(reach),
-                "y": list(reach),
-                "hoverinfo": "skip",
-            }
-            ideal |= {"name": "equal", "showlegend": False, "line": {"dash": "dot", "width": 1}, "xaxis": x, "yaxis": y}
-            traces.append(ideal)
+            traces.append(_diagonal(reach, x, y))
     across_all = [value for curve in kept for value in (*curve.y, *curve.low, *curve.high)]
     reach_y = robust_range(across_all) if robust else None
     if reach_y is not None:
         layout["yaxis"]["range"] = list(reach_y)
         caption += " Outliers lie outside of the axis; double-click to see them."
-    return Chart(chart_id, title, caption, traces, layout, curve_columns(kept, (x_title, y_title)), (130 if legend else 60) + 250 * down, True, legend)
+    return Chart(
+        chart_id,
+        title,
+        caption,
+        traces,
+        layout,
+        curve_columns(kept, (x_title, y_title)),
+        (130 if legend else 60) + 250 * down,
+        True,
+        legend,
+    )
+
+
+def _heading(name: str, x: str, y: str) -> dict[str, Any]:
+    """The panel's name above it."""
+    place = {"x": 0, "y": 1.01, "xanchor": "left", "yanchor": "bottom", "xref": f"{x} domain", "yref": f"{y} domain"}
+    return {"text": shortened(name), "showarrow": False, **place}
+
+
+def _diagonal(reach: Sequence[float | None], x: str, y: str) -> dict[str, Any]:
+    line = {"type": "scatter", "mode": "lines", "x": list(reach), "y": list(reach), "line": {"dash": "dot", "width": 1}}
+    return line | {"name": "equal", "showlegend": False, "hoverinfo": "skip", "xaxis": x, "yaxis": y}

@@ -14,16 +14,20 @@ from importlib.resources import files as package_files
 from pathlib import Path
 
 from bsharp.reporting.page.embed import base64_gzip, data_script, escape
-from bsharp.reporting.page.markup import Files, run_html
+from bsharp.reporting.page.markup import run_html
 from bsharp.reporting.page.palette import Style, palette
 from bsharp.reporting.page.parts import Chart, Completions, GainedLost, Legend, Page, RunPage, every_part
+from bsharp.reporting.page.place import Files
+from bsharp.reporting.page.plotly_source import plotly_source
 
 __all__ = ["render_page"]
 
 SCRIPTS = ("page.js", "charts.js", "completions.js")
 RELOAD_SECONDS = 30
-DASHES = {"dash": "6 3", "dot": "2 2", "dashdot": "6 3 2 3", "longdash": "9 3", "longdashdot": "9 3 2 3"}
-"""Plotly's dashes as stroke-dasharray, for the legends outside of charts."""
+USUAL = ("bar", "contour", "heatmap", "scatter")
+"""Traces that every page can draw; compressing plotly takes a second, and pages of a process share the result."""
+DASHES = {"dash": (6, 3), "dot": (2, 2), "dashdot": (6, 3, 2, 3), "longdash": (9, 3), "longdashdot": (9, 3, 2, 3)}
+"""Plotly's dashes as lengths of line and gap in pixels, for the legends outside of charts."""
 _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline' blob:; style-src 'unsafe-inline'; img-src data: blob:; "
     "base-uri 'none'; form-action 'none'"
@@ -81,7 +85,7 @@ def _html(page: Page, files: Files) -> str:
             f'<main id="main">{runs}</main>',
             "<noscript><p class='callout warning'>Charts and completions need JavaScript.</p></noscript>",
             *files.scripts,
-            _plotly_script(),
+            _plotly_script(frozenset(_trace_types(page))),
             f"<script>(() => {{\n'use strict';\n{''.join(_asset(script) for script in SCRIPTS)}}})();</script>",
             "</body></html>",
         ]
@@ -96,7 +100,9 @@ def _regimes(page: Page) -> Iterable[str]:
             for part in every_part(section.parts):
                 match part:
                     case Chart():
-                        yield from (str(t["meta"]["regime"]) for t in part.traces if (t.get("meta") or {}).get("regime"))
+                        yield from (
+                            str(t["meta"]["regime"]) for t in part.traces if (t.get("meta") or {}).get("regime")
+                        )
                     case GainedLost():
                         yield from (change.regime for change in part.changes)
                     case Legend():
@@ -107,11 +113,20 @@ def _regimes(page: Page) -> Iterable[str]:
                         continue
 
 
+def _dashes(dash: str) -> str:
+    """The stops of a repeating gradient that looks like the dash."""
+    stops, at = [], 0
+    for place, length in enumerate(DASHES.get(dash, (1,))):
+        stops.append(f"{'transparent' if place % 2 else 'var(--regime)'} {at}px {at + length}px")
+        at += length
+    return ",".join(stops)
+
+
 def _regime_styles(styles: list[Style]) -> str:
     light = "".join(f"--regime-{at}:{style.light};" for at, style in enumerate(styles))
     dark = "".join(f"--regime-{at}:{style.dark};" for at, style in enumerate(styles))
     uses = "".join(
-        f".regime-{at}{{--regime:var(--regime-{at});--dash:{DASHES.get(style.dash, 'none')}}}" for at, style in enumerate(styles)
+        f".regime-{at}{{--regime:var(--regime-{at});--dash:{_dashes(style.dash)}}}" for at, style in enumerate(styles)
     )
     return f":root{{{light}}}:root[data-theme=dark]{{{dark}}}@media print{{:root:root{{{light}}}}}{uses}"
 
@@ -153,8 +168,15 @@ def _asset(name: str) -> str:
     return package_files("bsharp.reporting.page").joinpath("assets", name).read_text(encoding="utf-8")
 
 
-@cache
-def _plotly_script() -> str:
-    from plotly.offline import get_plotlyjs  # 0.3 s to import, needed for nothing else
+def _trace_types(page: Page) -> Iterable[str]:
+    yield from USUAL
+    for section in (section for run in page.runs for section in run.sections):
+        for part in every_part(section.parts):
+            if isinstance(part, Chart):
+                yield from (str(trace.get("type", "scatter")) for trace in part.traces)
 
-    return f'<script type="text/plain" data-gzip id="plotly">{base64_gzip(get_plotlyjs().encode("utf-8"))}</script>'
+
+@cache
+def _plotly_script(kinds: frozenset[str]) -> str:
+    source = base64_gzip(plotly_source(kinds).encode("utf-8"))
+    return f'<script type="text/plain" data-gzip id="plotly">{source}</script>'

@@ -54,10 +54,16 @@ def until(page: Any, expression: str) -> None:
 
 
 def drawn_all(page: Any) -> int:
-    """Scroll every chart into view and wait until all are drawn; how many there are."""
+    """Open every fold and option, scroll every chart into view, wait until all are drawn; how many there are."""
+    page.evaluate(
+        "document.querySelectorAll('section details').forEach((fold) => { fold.open = true; });"
+        "document.querySelectorAll('.option').forEach((option) => { option.hidden = false; });"
+    )
     count = int(page.locator("figure.chart").count())
     for at in range(count):
-        page.locator("figure.chart").nth(at).scroll_into_view_if_needed()
+        one = page.locator("figure.chart").nth(at)
+        one.scroll_into_view_if_needed()
+        one.locator(".cartesianlayer .subplot").first.wait_for(state="attached")
     charts = "[...document.querySelectorAll('figure.chart')].filter(f => f.querySelector('.cartesianlayer .subplot'))"
     until(page, f"{charts}.length === {count}")
     return count
@@ -78,6 +84,7 @@ def test_every_chart_is_drawn_in_its_regimes_colours_light_and_dark(browser: Any
         )
         assert page.evaluate("document.documentElement.dataset.theme") == "dark"
         assert page.evaluate(colours)[3] == "#4aa8e0"
+        page.locator("figure.chart").first.scroll_into_view_if_needed()
         page.click("#theme")
         until(page, colours + "[3] === '#0072b2'")
         assert page.evaluate("getComputedStyle(document.documentElement).backgroundColor") == "rgb(253, 253, 252)"
@@ -86,12 +93,89 @@ def test_every_chart_is_drawn_in_its_regimes_colours_light_and_dark(browser: Any
         assert any(text.startswith("<script>window") for text in legend)
 
 
-def test_every_chart_of_a_comparison_with_all_diagnostics_is_drawn(browser: Any, tmp_path: Path) -> None:
-    with opened(browser, write_report([make_comparison(tmp_path / "run")])) as page:
+@pytest.fixture(scope="module")
+def comparison_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report([make_comparison(tmp_path_factory.mktemp("runs") / "run")])
+
+
+def test_every_chart_of_a_comparison_with_all_diagnostics_is_drawn(browser: Any, comparison_page: Path) -> None:
+    with opened(browser, comparison_page) as page:
         assert drawn_all(page) > 20
         assert page.locator("section").count() == 11
         page.locator("td.gained button").first.click()
         page.wait_for_selector(".completions .model")
+
+
+def test_a_name_in_the_legend_hides_its_regime_in_all_charts_and_shows_it_again(
+    browser: Any, comparison_page: Path
+) -> None:
+    with opened(browser, comparison_page) as page:
+        page.locator("[id$=curves] .legend").scroll_into_view_if_needed()
+        page.wait_for_selector("[id$=curves] .cartesianlayer .subplot", state="attached")
+        shown = (
+            "[...document.querySelector('[id$=curves] .js-plotly-plot').data].filter(t => t.meta.regime === 'sharpening')"
+            ".every(t => t.visible !== false)"
+        )
+        assert page.evaluate(shown) is True
+        key = page.locator("[id$=curves] .legend [data-regime=sharpening]")
+        key.click()
+        until(page, f"!({shown})")
+        pressed = (
+            "new Set([...document.querySelectorAll('[data-regime=sharpening]')].map(k => k.ariaPressed)).size === 1"
+        )
+        assert page.evaluate(pressed) is True
+        assert key.get_attribute("aria-pressed") == "false"
+        key.click()
+        until(page, shown)
+
+
+def test_a_button_chooses_one_chart_of_several_and_only_what_is_chosen_is_drawn(
+    browser: Any, comparison_page: Path
+) -> None:
+    with opened(browser, comparison_page) as page:
+        host = page.locator("[id$='--mistakes'].choose")
+        host.scroll_into_view_if_needed()
+        assert host.locator(".option:visible").count() == 1
+        host.locator(".option:visible .cartesianlayer .subplot").first.wait_for(state="attached")
+        assert host.locator(".js-plotly-plot").count() == 1
+        second = host.locator(".choice button").nth(1)
+        second.focus()
+        page.keyboard.press("Enter")
+        host.locator(".option").nth(1).locator(".cartesianlayer .subplot").first.wait_for(state="attached")
+        assert host.locator(".option:visible").count() == 1
+        assert second.get_attribute("aria-pressed") == "true"
+        page.reload()
+        page.wait_for_selector("html[data-ready]")
+        assert second.get_attribute("aria-pressed") == "true"
+
+
+def test_a_metrics_name_leads_to_its_entry_of_the_glossary_which_is_searchable(
+    browser: Any, comparison_page: Path
+) -> None:
+    with opened(browser, comparison_page) as page:
+        glossary = page.locator(".glossary")
+        assert glossary.get_attribute("open") is None
+        page.locator("[id$='--models'] thead a >> text=length").click()
+        until(page, "document.activeElement.id === 'run1--term--length'")
+        assert page.locator("#run1--term--length").is_visible()
+        page.locator("[id$=curve_kl] .help").first.click()
+        until(page, "document.activeElement.id === 'run1--term--kl'")
+        page.fill(".glossary input", "entropy")
+        assert not page.locator("#run1--term--length").is_visible()
+        assert page.locator("#run1--term--entropy").is_visible()
+
+
+def test_no_word_of_a_table_is_broken_and_the_main_table_fits(browser: Any, comparison_page: Path) -> None:
+    with opened(browser, comparison_page) as page:
+        scroll = "document.querySelector('[id$=\"--models\"] .scroll')"
+        fits = f"{scroll}.scrollWidth <= {scroll}.clientWidth"
+        assert page.evaluate(fits) is True
+        page.evaluate("document.querySelectorAll('section details').forEach((fold) => { fold.open = true; })")
+        broken = """[...document.querySelectorAll('.table td bdi')].filter((cell) => {
+            if (/\\s/.test(cell.textContent) || cell.textContent.length > 40) return false;
+            return cell.getClientRects().length > 1;
+        }).map((cell) => cell.textContent)"""
+        assert page.evaluate(broken) == []
 
 
 def test_hostile_text_is_shown_as_text(browser: Any, page_file: Path, make_records: Any) -> None:
@@ -264,7 +348,7 @@ def test_the_page_and_python_show_the_same_characters(browser: Any, page_file: P
     codes = [*range(0x300), *range(0x600, 0x640), *range(0x2000, 0x2100), 0xD800, 0xDFFF, 0xFEFF]
     source = page_file.read_text(encoding="utf-8")
     start = source.index("const CONTROL")
-    code = source[start : source.index("async function inflate")]
+    code = source[start : source.index("function bytesOf")]
     with opened(browser, page_file) as page:
         script = f"(codes) => {{ {code}; return codes.map((code) => visible(String.fromCharCode(code))); }}"
         assert json.loads(json.dumps(page.evaluate(script, codes))) == [visible(chr(code)) for code in codes]

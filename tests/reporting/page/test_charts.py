@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bsharp.reporting.page.charts import Curve, Dot, axis, buckets, curves, dots, lines, seed_band
+from bsharp.reporting.page.charts import Curve, axis, buckets, curves, lines, seed_band
+from bsharp.reporting.page.dots import Dot, dots
 from bsharp.reporting.page.heatmap import heatmap
 from bsharp.reporting.page.panels import panels
 from bsharp.reporting.page.parts import Chart
@@ -69,7 +70,9 @@ def test_the_csv_of_curves_is_what_is_drawn() -> None:
     assert chart.columns["b mean"] == [None, 70.0, None, 80.0]
     (band,) = traces_of(chart, "band")
     assert band["y"] == [30.0, 40.0, 50.0, 30.0, 20.0, 10.0]
-    assert [seed["y"] for seed in traces_of(chart, "seed")] == [chart.columns[f"a seed {i}"][:3] for i in (0, 1)]
+    (seeds,) = traces_of(chart, "seed")  # all seeds in one trace, a gap between them
+    assert seeds["y"] == [*chart.columns["a seed 0"][:3], None, *chart.columns["a seed 1"][:3]]
+    assert seeds["x"] == [1, 2, 3, None, 1, 2, 3]
 
 
 def test_no_value_no_chart() -> None:
@@ -114,9 +117,52 @@ def test_a_matrix_keeps_rows_and_columns_apart() -> None:
     chart = heatmap("x", "X", "How.", ("objective", "against", "cosine (−1 to 1)"), ["a", "b"], ["c", "d"], values)
     (trace,) = chart.traces
     assert trace["z"] == [[1.0, 0.5], [None, -0.25]]
-    assert trace["text"] == [["1.00", "0.50"], ["–", "-0.25"]]
+    assert trace["text"] == [["1.00", "0.50"], ["–", "−0.25"]]
     cells = zip(chart.columns["against"], chart.columns["objective"], chart.columns["cosine (−1 to 1)"], strict=True)
     assert list(cells) == [("c", "a", 1.0), ("c", "b", 0.5), ("d", "a", None), ("d", "b", -0.25)]
+
+
+def test_a_robust_curve_is_the_median_and_says_how_many_values_its_axis_leaves_out() -> None:
+    steps = list(range(1, 41))
+    quiet = [1.0 + 0.01 * step for step in steps]
+    wild = [900.0 if step == 20 else value for step, value in zip(steps, quiet, strict=True)]
+    series = {"a": {seed: (steps, values) for seed, values in enumerate((quiet, quiet, wild))}}
+    chart = curves("x", "X", "How.", "x (ratio)", series, robust=True)
+    assert chart is not None
+    (line,) = traces_of(chart, "line")
+    assert line["y"] == chart.columns["a median"] == [round(value, 5) for value in quiet]
+    low, high = chart.layout["yaxis"]["range"]
+    assert low <= min(quiet)
+    assert max(quiet) <= high < 10
+    assert "1 of 120 single values lie outside" in chart.caption
+    assert chart.columns["a high"][19] == 900.0
+    calm = curves("x", "X", "How.", "x (ratio)", {"a": {0: (steps, quiet)}}, robust=True)
+    assert calm is not None
+    assert "range" not in calm.layout["yaxis"]
+    assert "outside" not in calm.caption
+
+
+def test_a_matrix_puts_what_an_interval_does_not_tell_from_zero_in_brackets_and_its_colours_survive_an_outlier() -> (
+    None
+):
+    figures = [
+        [{"estimate": 0.5, "low": 0.1, "high": 0.9}, {"estimate": 0.5, "low": -0.1, "high": 0.9}],
+        [{"estimate": -0.001, "low": -0.2, "high": 0.1}, {"estimate": -3.0, "low": -4.0, "high": -2.0}],
+    ]
+    chart = heatmap("x", "X", "How.", ("objective", "family", "margin (nats)"), ["a", "b"], ["c", "d"], figures)
+    (trace,) = chart.traces
+    assert trace["text"] == [["0.50", "(0.50)"], ["(0.00)", "−3.00"]]
+    assert trace["zmin"] == -trace["zmax"]
+    many = heatmap("x", "X", "How.", ("a", "b", "c (nats)"), ["a"] * 40, ["c"], [[1.0] * 39 + [1000.0]])
+    assert many.traces[0]["zmax"] == 1.0
+    assert "full from ±1 on" in many.caption
+
+
+def test_rows_of_a_matrix_whose_names_are_cut_to_the_same_stay_apart() -> None:
+    names = ["x" * 60 + end for end in "ab"]
+    chart = heatmap("x", "X", "How.", ("o", "t", "v (nats)"), ["a"], names, [[1.0], [2.0]], compact=True)
+    assert len(set(chart.traces[0]["y"])) == 2
+    assert chart.columns["t"] == names
 
 
 def test_lines_and_panels_write_every_point_with_its_interval() -> None:

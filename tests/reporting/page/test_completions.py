@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bsharp.reporting.page.completions import completions_part
-from bsharp.reporting.page.gained_lost import chance_range, gained_lost_parts
+from bsharp.reporting.page.gained_lost import gained_lost_parts
 from bsharp.reporting.page.parts import Chart, Completions, GainedLost
 
 
@@ -102,12 +102,6 @@ def test_gained_and_lost_are_positions_of_known_problems(make_records: Any, prob
     ids = [problem["id"] for problem in index["problems"]]
     assert [ids[at] for at in changed["tilted"]["gained"]] == ["add/0", "add/2", "add/3"]
     assert [ids[at] for at in changed["tilted"]["lost"]] == ["add/4"]
-
-
-def test_the_range_by_chance_is_the_central_one_of_a_fair_coin() -> None:
-    # Binomial(10, 1/2): P(≤ 1) = 11/1024 < 0.025 ≤ P(≤ 2) = 56/1024.
-    assert chance_range(9, 1) == (2, 8)
-    assert chance_range(0, 0) == (0, 0)
 
 
 def test_bars_show_gained_upwards_lost_downwards_and_the_csv_holds_the_counts(problems_json: dict[str, Any]) -> None:

@@ -23,10 +23,13 @@ from bsharp.reporting.page.parts import (
     DataTable,
     Definitions,
     FileLinks,
+    GainedLost,
+    Glossary,
     Part,
     Preformatted,
     Section,
     Verdict,
+    every_part,
 )
 from bsharp.reporting.page.report import write_report
 from bsharp.reporting.page.sections import build_sections, limits
@@ -46,6 +49,11 @@ CATEGORIES = {
     "checkpoint",
     "type of mistake",
     "change of the prompt",
+    "regime",
+    "model",
+    "direction",
+    "which share",
+    "types of mistake (count)",
 }
 COUNTS = {
     "seed", "step", "last step", "since", "alarms", "k", "problems", "threads", "estimates", "estimate", "95 % interval",
@@ -74,7 +82,8 @@ def sections_of(path: Path) -> dict[str, Section]:
 
 
 def parts_of(sections: dict[str, Section], kind: type[Part]) -> Iterator[Any]:
-    return (part for section in sections.values() for part in section.parts if isinstance(part, kind))
+    everything = (part for section in sections.values() for part in every_part(section.parts))
+    return (part for part in everything if isinstance(part, kind))
 
 
 def chart(sections: dict[str, Section], chart_id: str) -> Chart:
@@ -140,8 +149,7 @@ def test_every_metric_of_the_page_has_an_entry_in_its_glossary(sections: dict[st
     for found in parts_of(own, DataTable):
         for header in (found.headers[column] for column in found.numeric):
             assert header.partition(" (")[0] in COUNTS or in_glossary(header), (found.table_id, header)
-    shown = [part.items for part in sections["manifest"].parts if isinstance(part, Definitions)]
-    assert definitions() in shown
+    assert [part.items for part in parts_of(sections, Glossary)] == [definitions()]
     assert all(metric.healthy and metric.estimator and metric.meaning for metric in GLOSSARY.values())
 
 
@@ -379,7 +387,11 @@ def test_links_lead_from_the_page_to_files_that_exist(comparison: Path, tmp_path
     for folder in (comparison, elsewhere):
         found = build_sections(load_run(comparison), folder)
         links = [
-            path for section in found for part in section.parts if isinstance(part, FileLinks) for _, path in part.items
+            path
+            for section in found
+            for part in every_part(section.parts)
+            if isinstance(part, FileLinks)
+            for _, path in part.items
         ]
         links += [
             path
@@ -404,12 +416,15 @@ def test_the_map_of_the_surface_and_its_csv_agree(sections: dict[str, Section]) 
     assert paths == {name: [0.0, 0.4, 0.9] for name in REGIMES}
 
 
-def test_mistakes_that_a_regime_amplifies_lie_left_of_zero(sections: dict[str, Section]) -> None:
+def test_mistakes_that_a_regime_amplifies_lie_below_zero_and_wrong_mode_comes_first(
+    sections: dict[str, Section],
+) -> None:
     columns = chart(sections, "mistakes_trained").columns
     value = next(name for name in columns if name.startswith("margin change"))
-    rows = zip(columns["series"], columns["type of mistake"], columns[value], strict=True)
-    negative = {(regime, kind.partition(":")[0]) for regime, kind, change in rows if change < 0}
-    assert negative == {("sharpening", "mean")}
+    rows = list(zip(columns["objective"], columns["type of mistake"], columns[value], strict=True))
+    assert {(regime, kind.partition(":")[0]) for regime, kind, change in rows if change < 0} == {("sharpening", "mean")}
+    assert "[wrong]" in rows[0][1]
+    assert not any("[wrong]" in kind for _, kind, _ in rows[len(REGIMES) :])
 
 
 def test_a_corrected_type_lies_above_the_diagonal_of_right_against_mistake(sections: dict[str, Section]) -> None:
@@ -424,6 +439,95 @@ def test_drift_names_every_family_of_every_model(sections: dict[str, Section]) -
     (text,) = (part.text for part in sections["calibration"].parts if isinstance(part, Preformatted))
     pairs = [tuple(line.split()[:2]) for line in text.splitlines()[1:]]
     assert pairs == [(model, family) for model in ("base", *REGIMES) for family, *_ in FAMILIES]
+
+
+@pytest.mark.parametrize(
+    ("low", "value", "high", "said"),
+    [
+        (
+            11.1,
+            15.0,
+            18.8,
+            "Task reward gains 15.0 points [11.1, 18.8] more than the best label-free regime (tempered, chosen on",
+        ),
+        (
+            -8.0,
+            -5.0,
+            -2.0,
+            "Task reward gains 5.0 points [2.0, 8.0] less than the best label-free regime (tempered, chosen on",
+        ),
+        (
+            -1.0,
+            0.5,
+            2.0,
+            "are not told apart: the difference is +0.5 points [−1.0, +2.0], and the interval includes 0.",
+        ),
+        (
+            None,
+            3.0,
+            None,
+            "Task reward gains 3.0 points more than the best label-free regime (tempered, chosen on validation); there",
+        ),
+    ],
+)
+def test_the_verdict_says_in_plain_words_what_the_gain_means(
+    comparison: Path, low: float | None, value: float, high: float | None, said: str
+) -> None:
+    gain = {"estimate": value, "low": low, "high": high, "n": 9, "unit": "points"}
+    edit(comparison / "results.json", lambda results: results["verdict"].update(gain=gain, chosen="tempered"))
+    (verdict,) = parts_of(sections_of(comparison), Verdict)
+    assert said in verdict.meaning
+    assert verdict.figure == f"{value:+.1f}".replace("-", "−")
+    assert (verdict.interval == "") == (low is None)
+    sentence = json.loads((comparison / "results.json").read_text())["verdict"]["sentence"]
+    assert verdict.text.lower() == sentence.lower()
+
+
+def test_the_changes_under_the_verdict_are_those_of_the_results(comparison: Path) -> None:
+    results = json.loads((comparison / "results.json").read_text())
+    columns = chart(sections_of(comparison), "deltas").columns
+    assert columns["series"] == list(results["regimes"])
+    for key in ("estimate", "low", "high"):
+        column = columns["Δ to base (points)"] if key == "estimate" else columns[key]
+        expected = [100 * regime["delta"][key] for regime in results["regimes"].values()]
+        assert column == pytest.approx(expected, rel=1e-4)
+
+
+def test_certainty_gained_stands_beside_certainty_lost(sections: dict[str, Section]) -> None:
+    (headers,) = (part.headers for part in parts_of(sections, DataTable) if part.table_id == "overconfident")
+    for kind in ("right", "wrong"):
+        more = next(at for at, header in enumerate(headers) if header.startswith(f"{kind} and more certain"))
+        assert headers[more + 1].startswith(f"{kind} and less certain")
+
+
+def test_the_counts_of_corrected_types_start_with_families_of_wrong_mode(sections: dict[str, Section]) -> None:
+    drawn = chart(sections, "mistakes_outcomes")
+    rows = list(zip(*drawn.columns.values(), strict=True))
+    assert rows[0][0] == "wrong-mode families"
+    assert {outcome: count for *_, outcome, count in rows} == {"corrected": 2, "amplified": 1, "undecided": 0}
+
+
+def test_gained_and_lost_stand_against_what_chance_gives(comparison: Path) -> None:
+    chance = {
+        "gained": {"estimate": 2.4, "low": 0, "high": 6, "n": 8, "unit": "problems"},
+        "lost": {"estimate": 1.0, "low": 0, "high": 3, "n": 4, "unit": "problems"},
+    }
+
+    def change(problems: dict[str, Any]) -> None:
+        for regime in problems["regimes"].values():
+            regime["expected_by_chance"] = chance
+
+    edit(comparison / "diagnostics" / "problems.json", change)
+    sections = sections_of(comparison)
+    counted = {change.regime: change for part in parts_of(sections, GainedLost) for change in part.changes}
+    for kind in ("gained", "lost"):
+        columns = chart(sections, f"{kind}-by-chance").columns
+        drawn = zip(columns["series"], columns["regime"], columns[f"{kind} (problems)"], columns["low"], strict=True)
+        for series, regime, value, low in drawn:
+            observed = len(getattr(counted[regime], kind))
+            assert (value, low) == ((chance[kind]["estimate"], 0) if series == "by chance" else (observed, None))
+    (test,) = (part for part in parts_of(sections, DataTable) if part.table_id == "gained-lost-test")
+    assert {(row[2], row[4]) for row in test.rows} == {("2 [0, 6]", "1 [0, 3]")}
 
 
 def test_one_run_makes_a_page_beside_itself_with_a_csv_for_every_chart(comparison: Path) -> None:

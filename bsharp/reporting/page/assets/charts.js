@@ -4,8 +4,10 @@ let plotlyReady = null;
 
 /** Plotly, from memory: as a script of its own it is parsed beside the page's thread. */
 function loadPlotly() {
-  plotlyReady ??= readText("plotly").then((source) => new Promise((resolve, reject) => {
-    const url = URL.createObjectURL(new Blob([source], { type: "text/javascript" }));
+  // A blob all the way: as a string it would be decoded and encoded again. The first line asks for all functions to be
+  // compiled at once, beside the page's thread, and not one by one on it when they are first called.
+  plotlyReady ??= inflated(byId("plotly").textContent).blob().then((source) => new Promise((resolve, reject) => {
+    const url = URL.createObjectURL(new Blob(["//# allFunctionsCalledOnLoad\n", source], { type: "text/javascript" }));
     const done = (finish) => () => { URL.revokeObjectURL(url); finish(window.Plotly); };
     document.head.append(make("script", { src: url, async: true, onload: done(resolve), onerror: done(() => reject(new Error("plotly did not load"))) }));
     byId("plotly").remove();
@@ -59,10 +61,12 @@ function coloured(trace, ink) {
     drawn.showlegend = trace.showlegend || false;
     drawn.hoverinfo = trace.hoverinfo || "skip";
   } else if (meta.role === "bar" || trace.type === "bar") {
+    if (meta.tone) drawn.insidetextfont = { color: meta.tone === "neutral" ? ink : cssValue("--ground"), size: 11 };
     drawn.marker = { color: withAlpha(colour, 1 - 0.75 * (meta.shade || 0)), line: { width: 0 }, ...trace.marker };
   } else {
     drawn.line = { color: colour, width: 2, dash: style.dash, ...trace.line };
     drawn.marker = { color: colour, size: 7, symbol: style.symbol, ...trace.marker };
+    if (/text/.test(trace.mode)) drawn.marker.line = { color: cssValue("--ground"), width: 2 }; // seen on any colour
   }
   return drawn;
 }
@@ -71,7 +75,7 @@ function axisStyle(axis, vertical, grid, muted) {
   const title = { ...(typeof axis.title === "string" ? { text: axis.title } : axis.title) };
   // A title longer than the axis would be cut off: its unit goes to a second line.
   if (vertical && title.text && title.text.length > 24) title.text = title.text.replace(/ \((?=[^(]*$)/, "<br>(");
-  return { gridcolor: grid, zeroline: vertical, zerolinecolor: muted, linecolor: muted, automargin: vertical, ...axis,
+  return { gridcolor: grid, zeroline: vertical, zerolinecolor: muted, linecolor: muted, automargin: axis.type === "category" || axis.ticktext !== undefined, ...axis,
     title: { standoff: 8, ...title, font: { size: 12, ...title.font } } };
 }
 
@@ -89,7 +93,7 @@ function figureOf(data, width, wanted = false) {
     traces: data.traces.map((trace) => coloured(trace, ink)),
     layout: {
       paper_bgcolor: ground, plot_bgcolor: ground, autosize: true, uirevision: "kept",
-      margin: { l: small ? 48 : 64, r: 16, t: 24, b: legend ? 64 : 48 }, hovermode: "closest", ...layout,
+      margin: { l: small ? 62 : 72, r: 16, t: 24, b: legend ? 64 : 48 }, hovermode: "closest", ...layout,
       ...(legend ? {} : { showlegend: false }),
       font: { family: cssValue("--sans"), size: small ? 11 : 12.5, color: ink, ...layout.font },
       hoverlabel: { bgcolor: ground, bordercolor: muted, font: { color: ink }, namelength: -1, ...layout.hoverlabel },
@@ -174,13 +178,13 @@ async function saveChart(figure, format) {
   (await loadPlotly()).downloadImage({ data: traces, layout, config: {} }, { format, filename: name, scale: format === "png" ? 2 : 1, ...size });
 }
 
-// One chart at a time, what waits in between goes first, and a chart that has left the view meanwhile waits until it is back.
+// One chart at a time; a frame and whatever waits go first (frames pause in a hidden window, hence the timer), and a chart that has left the view meanwhile waits until it is back.
 let queue = Promise.resolve();
 function queueChart(figure) {
   queue = queue.then(() => {
     if (!near.has(figure)) return null;
     return drawings.has(figure) ? refresh(figure) : drawChart(figure);
-  }).then(() => new Promise((resolve) => { setTimeout(resolve); }));
+  }).then(() => new Promise((resolve) => { requestAnimationFrame(() => setTimeout(resolve)); setTimeout(resolve, 200); }));
 }
 
 const nearView = new IntersectionObserver((entries) => {

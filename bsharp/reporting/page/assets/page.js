@@ -26,18 +26,24 @@ function visible(text) {
   });
 }
 
-async function inflate(base64) {
+function bytesOf(base64) {
+  if (Uint8Array.fromBase64) return Uint8Array.fromBase64(base64);
   const characters = atob(base64);
   const bytes = new Uint8Array(characters.length);
   for (let at = 0; at < characters.length; at++) bytes[at] = characters.charCodeAt(at); // ten times as fast as Uint8Array.from
-  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-  return new Response(stream).text();
+  return bytes;
+}
+
+/** What was compressed, as it flows out of the decompressor. */
+function inflated(base64) {
+  const stream = new Blob([bytesOf(base64)]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Response(stream);
 }
 
 /** The text of a data script. */
 async function readText(id) {
   const script = byId(id);
-  return script.hasAttribute("data-gzip") ? inflate(script.textContent) : script.textContent;
+  return script.hasAttribute("data-gzip") ? inflated(script.textContent).text() : script.textContent;
 }
 
 async function readData(id) {

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from bsharp.reporting.cells import BASE, plain_text
-from bsharp.reporting.page.charts import Curve, Dot, axis, buckets, dots, lines
+from bsharp.reporting.page.charts import Curve, axis, buckets, lines
+from bsharp.reporting.page.dots import Dot, dots
 from bsharp.reporting.page.glossary import axis_title
 from bsharp.reporting.page.heatmap import heatmap
 from bsharp.reporting.page.load import RunData, finite
@@ -38,10 +39,13 @@ def section(run: RunData) -> Section:
             Fold("The Euclidean cosine without the pull of sampling noise", [debiased]),
             *_modules(base),
         ]
-    along: list[tuple[str, Sequence[Part]]] = [(label, [chart]) for label, chart in (*_over_training(run), *_checkpoints(points))]
+    along: list[tuple[str, Sequence[Part]]] = [
+        (label, [chart]) for label, chart in (*_over_training(run), *_checkpoints(points))
+    ]
     if points:
         along.append(("variance of the base's gradients", [_variance(_base(points))]))
-    parts.append(Choice("gradients_along", "Along training", along) if along else None)
+    if along:
+        parts.append(Choice("gradients_along", "Along training", along))
     mistakes = run.diagnostics.get("mistakes")
     parts += mistake_parts(mistakes) if mistakes else []
     absent = not_computed(run, "Gradient alignment and what the gradients correct", "alignment", "mistakes")
@@ -127,7 +131,7 @@ def _modules(point: Point) -> Iterator[Chart]:
         yield lines(
             "cosine_modules",
             f"Cosine to the {task} gradient by module",
-            f"In network order, without intervals; in neutral ink the noise floor of {task}: near 0 nothing can be said of a module.",
+            f"In network order, without intervals; in neutral ink the noise floor of {task}: near 0 a module says nothing.",
             across,
             axis(axis_title("cosine")),
             drawn,
@@ -135,12 +139,13 @@ def _modules(point: Point) -> Iterator[Chart]:
             legend=False,
             wide=False,
         )
+    positive = all(share > 0 for figures in groups.values() for share in figures["share_of_norm"])
     yield lines(
         "norm_modules",
         "Where the gradients lie",
         "Share of each objective's squared gradient norm. Modules with a small share matter little in the chart beside.",
         across,
-        axis(axis_title("share_of_norm"), rangemode="tozero"),
+        axis(axis_title("share_of_norm"), **({"type": "log"} if positive else {})),
         [
             Curve(name, name, places, [100 * figures["share_of_norm"][column] for figures in groups.values()])
             for column, name in enumerate(names)
@@ -246,7 +251,14 @@ def _over_training(run: RunData) -> Iterator[tuple[str, Chart]]:
         ),
     ):
         chart = panels(
-            chart_id, heading, f"{reading} {seeds}", "training step", axis_title(metric), drawn, legend=False, robust=metric == "snr"
+            chart_id,
+            heading,
+            f"{reading} {seeds}",
+            "training step",
+            axis_title(metric),
+            drawn,
+            legend=False,
+            robust=metric == "snr",
         )
         if chart:
             yield f"{axis_title(metric).partition(' (')[0]}, step by step", chart

@@ -70,7 +70,9 @@ def _chart(key: str, models: Mapping[str, Mapping[str, Any]], reading: str) -> C
     ks = sorted({int(k) for curve in drawn for k in curve.x})
     x_axis = axis(SAMPLES, type="log", tickvals=ks, ticktext=list(map(str, ks)))
     caption = f"{reading} Bands are 95 % intervals of each curve; only the table below compares them in pairs."
-    return lines(key, axis_title(key).partition(" ")[0], caption, x_axis, axis(axis_title(key)), drawn, height=330, legend=False)
+    return lines(
+        key, axis_title(key).partition(" ")[0], caption, x_axis, axis(axis_title(key)), drawn, height=330, legend=False
+    )
 
 
 def _percent(value: object) -> float | None:

@@ -6,24 +6,32 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bsharp.reporting.cells import BASE, plain_text
-from bsharp.reporting.page.charts import Curve, Dot, dots
+from bsharp.reporting.page.charts import Curve
+from bsharp.reporting.page.dots import Dot, dots
 from bsharp.reporting.page.glossary import axis_title
+from bsharp.reporting.page.heatmap import heatmap
 from bsharp.reporting.page.load import RunData, finite
 from bsharp.reporting.page.panels import panels
-from bsharp.reporting.page.parts import Chart, DataTable, Paragraph, Part, Preformatted, Section
+from bsharp.reporting.page.parts import Chart, DataTable, Fold, Legend, Paragraph, Part, Preformatted, Section
 from bsharp.reporting.page.sections.common import figure_text, not_computed, percent_text, section_of
 
 __all__ = ["section"]
 
 Models = Mapping[str, Mapping[str, Any]]
 SHARES = (
-    "wrong_and_more_certain",
-    "same_wrong_answer_more_certain",
-    "wrong_and_less_certain",
     "right_and_more_certain",
     "right_and_less_certain",
+    "wrong_and_more_certain",
+    "wrong_and_less_certain",
+    "same_wrong_answer_more_certain",
 )
-MOVED = ("modal_share_change_where_right", "modal_share_change_where_wrong")
+"""More beside less certain: by chance alone a good part of the problems moves either way."""
+MOVED = {
+    "modal_share_change_where_right": "modal share, right",
+    "modal_share_change_where_wrong": "modal share, wrong",
+    "answer_share_change_where_right": "same answer, right",
+    "answer_share_change_where_wrong": "same answer, wrong",
+}
 DRIFT = (
     ("kl", "kl", 1, 3),
     ("entropy", "entropy", 1, 3),
@@ -41,9 +49,12 @@ def section(run: RunData) -> Section:
     if calibration:
         models = calibration.get("models") or {}
         parts += [
+            Legend(list(models)),
             _diagram(models),
-            _ece(models, calibration.get("changes") or {}),
+            _moved(calibration.get("changes") or {}),
+            _errors(models),
             _changes(calibration.get("changes") or {}),
+            _ece(models, calibration.get("changes") or {}),
         ]
     elif drift:
         parts.append(Paragraph(not_computed(run, "Calibration", "calibration")))
@@ -91,6 +102,43 @@ def _diagram(models: Models) -> Chart | None:
         band=False,
         square=(0.0, 100.0),
         diagonal=True,
+        legend=False,
+    )
+
+
+def _moved(changes: Models) -> Chart | None:
+    """How much more certain each regime became than the base, where it is right and where it is wrong."""
+    found = [
+        Dot(name, name, place, figures[key])
+        for key, place in MOVED.items()
+        for name, figures in changes.items()
+        if figures.get(key)
+    ]
+    return dots(
+        "certainty",
+        "How much more certain than the base",
+        "Change of the modal share, with 95 % intervals; same answer: against the base's share of the regime's answer, which "
+        "rises by chance too. Alarming: as large where the answer is wrong as where it is right.",
+        axis_title("modal_share"),
+        "which share",
+        found,
+        scale=100,
+        legend=False,
+        wide=False,
+    )
+
+
+def _errors(models: Models) -> Chart | None:
+    return dots(
+        "calibration_error",
+        "Expected calibration error",
+        "How far confidence is from accuracy, on average; with 95 % intervals. Alarming: right of the base.",
+        axis_title("ece"),
+        "model",
+        [Dot(name, name, name, figures.get("ece") or {}) for name, figures in models.items()],
+        scale=100,
+        legend=False,
+        wide=False,
     )
 
 
@@ -116,11 +164,12 @@ def _ece(models: Models, changes: Models) -> DataTable:
     ]
     return DataTable(
         "ece",
-        "Expected calibration error",
-        "How far confidence is from accuracy, on average; with 95 % intervals. Alarming: a change wholly above 0.",
-        ("model", axis_title("ece"), axis_title("ece", "Δ to base")),
+        "Expected calibration error, and its change",
+        "With 95 % intervals. Alarming: a change wholly above 0.",
+        ("model", axis_title("ece"), axis_title("ece", "Δ to base", "points")),
         rows,
         numeric=(1, 2),
+        folded=True,
     )
 
 
@@ -130,7 +179,6 @@ def _changes(changes: Models) -> DataTable:
         [
             name,
             *(percent_text(figures.get(key)) for key in shares),
-            *(percent_text(figures.get(key), True) for key in MOVED),
         ]
         for name, figures in changes.items()
     ]
@@ -138,15 +186,11 @@ def _changes(changes: Models) -> DataTable:
         "overconfident",
         "Over-confident and wrong",
         "Shares of all problems by whether the regime's modal answer is right and whether it became more certain than the base "
-        "was. Alarming: a large share that is wrong and more certain.",
-        (
-            "regime",
-            *(axis_title(key) for key in shares),
-            axis_title("modal_share", "where right"),
-            axis_title("modal_share", "where wrong"),
-        ),
+        "was. Two evaluations of one model differ too, in about as many problems up as down: compare more with less certain. "
+        "Alarming: far more that are wrong and more certain than wrong and less certain.",
+        ("regime", *(axis_title(key) for key in shares)),
         rows,
-        numeric=range(1, len(shares) + 3),
+        numeric=range(1, len(shares) + 1),
     )
 
 
@@ -158,12 +202,9 @@ def _drift(models: Models) -> list[Part | None]:
         for name, model in models.items()
         for family, figures in (model.get("families") or {}).items()
     ]
-    drawn = [
-        Dot(name, name, plain_text(family), figures.get("kl") or {})
-        for name, model in models.items()
-        if name != BASE  # 0 by definition
-        for family, figures in (model.get("families") or {}).items()
-    ]
+    moved = [name for name in models if name != BASE]  # the base's is 0 by definition
+    kinds = list(dict.fromkeys(family for name in moved for family in models[name].get("families") or {}))
+    kl = [[(((models[name].get("families") or {}).get(kind)) or {}).get("kl") for name in moved] for kind in kinds]
     return [
         DataTable(
             "drift",
@@ -173,15 +214,23 @@ def _drift(models: Models) -> list[Part | None]:
             overall,
             numeric=range(1, len(headers) + 1),
         ),
-        dots(
-            "drift_kl",
+        Fold(
             "Drift from the base by problem family",
-            "KL by family, with 95 % intervals. A family that moved far more than the others was rewritten, for better or worse: "
-            "look at its rows below.",
-            axis_title("kl"),
-            "problem family",
-            drawn,
-        ),
+            [
+                heatmap(
+                    "drift_kl",
+                    "KL(policy‖base) by problem family",
+                    "95 % intervals on hover. A family that moved far more than the others was rewritten, for better or worse.",
+                    ("regime", "problem family", axis_title("kl")),
+                    moved,
+                    [plain_text(kind) for kind in kinds],
+                    kl,
+                    compact=True,
+                )
+            ],
+        )
+        if kinds
+        else None,
         Preformatted(
             "Drift by problem family, every figure", _aligned([("model", "family", "problems", *headers), *families])
         ),

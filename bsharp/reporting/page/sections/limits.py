@@ -9,7 +9,16 @@ from typing import Any
 from bsharp.reporting.cells import plain_text, rows
 from bsharp.reporting.notes import notes
 from bsharp.reporting.page.load import DIAGNOSTICS, RunData
-from bsharp.reporting.page.parts import Callout, Completions, DataTable, Definitions, Paragraph, Part, Section
+from bsharp.reporting.page.parts import (
+    Callout,
+    Completions,
+    DataTable,
+    Definitions,
+    Paragraph,
+    Part,
+    Section,
+    every_part,
+)
 from bsharp.reporting.page.sections.common import diagnose, half_width, notes_in, number_of, percent_text, section_of
 
 __all__ = ["WIDE", "section"]
@@ -137,7 +146,7 @@ def _rival(run: RunData) -> Iterator[str]:
 
 
 def _left_out(before: Sequence[Section]) -> Iterator[str]:
-    for part in (part for section in before for part in section.parts):
+    for part in every_part(part for section in before for part in section.parts):
         if isinstance(part, Completions) and part.left_out:
             yield (
                 f"The completions of {part.left_out} of {part.problems} problems are not in this page, to keep it small; the raw "
@@ -171,6 +180,7 @@ def _notes(run: RunData) -> Iterator[Part]:
             "What the figures rest on, and every choice that looked at right answers.",
             ("about", "note"),
             [["figures", line] for line in lines] + [["choice that used labels", choice] for choice in choices],
+            folded=True,
         )
     files: dict[str, object] = dict(run.diagnostics)
     if run.summary is not None:
@@ -188,4 +198,5 @@ def _notes(run: RunData) -> Iterator[Part]:
             ("note", "where", "estimates"),
             found,
             numeric=(2,),
+            folded=True,
         )

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bsharp.reporting.cells import plain_text
-from bsharp.reporting.page.charts import Curve, Dot, axis, dots
+from bsharp.reporting.page.charts import Curve, axis
+from bsharp.reporting.page.dots import Dot, dots
 from bsharp.reporting.page.glossary import axis_title
 from bsharp.reporting.page.heatmap import heatmap
 from bsharp.reporting.page.load import finite
@@ -41,7 +42,9 @@ def mistake_parts(mistakes: Mistakes) -> list[Part]:
         options: list[tuple[str, Sequence[Part]]] = [(label, [chart]) for label, chart in found]
         parts.append(Choice("mistakes", "By type of mistake", options) if options else None)
     parts.append(_cosines(mistakes))
-    families = [(label, [chart]) for key, label in COSINES.items() if (chart := _by_family(mistakes, key, types)) is not None]
+    families = [
+        (label, [chart]) for key, label in COSINES.items() if (chart := _by_family(mistakes, key, types)) is not None
+    ]
     if families:
         parts.append(Fold("These cosines by problem family", [Choice("mistake_cosines", "Cosine to", families)]))
     notes = "\n".join(plain_text(note) for note in mistakes.get("notes") or [])
@@ -51,14 +54,14 @@ def mistake_parts(mistakes: Mistakes) -> list[Part]:
 
 
 def _label(entry: Mapping[str, Any]) -> str:
-    """Family and type; whether the base prefers the wrong way there, else the role where it is not the standard one."""
+    """Family and type; [wrong] where the base prefers the wrong way, else the role where it is not the standard one."""
     mode, role = plain_text(entry.get("mode", "")), plain_text(entry.get("role", ""))
-    detail = " (wrong mode)" if mode == "wrong" else f" ({role})" if role not in ("standard", "none", "") else ""
+    detail = " [wrong]" if mode == "wrong" else f" ({role})" if role not in ("standard", "none", "") else ""
     return f"{plain_text(entry.get('family'))}: {plain_text(entry.get('type')).replace('_', ' ')}{detail}"
 
 
 OUTCOMES = {"amplified": "bad", "undecided": "neutral", "corrected": "good"}
-GROUPS = {"wrong_mode_summary": "usual mistakes, base prefers the wrong way", "summary": "all types of mistakes"}
+GROUPS = {"wrong_mode_summary": "wrong-mode families", "summary": "all types"}
 
 
 def _rows(mistakes: Mistakes) -> list[tuple[str, str, str, Mapping[str, Any]]]:
@@ -85,8 +88,7 @@ def _counts(mistakes: Mistakes) -> Chart | None:
         suffix = "" if place == 0 else str(place + 1)
         own = [(name, counts) for g, s, name, counts in rows if (g, s) == (group, stage)]
         layout[f"xaxis{suffix}"] = axis("types of mistake (count)")
-        layout[f"yaxis{suffix}"] = axis("objective", type="category", autorange="reversed", showticklabels=True)
-        layout[f"yaxis{suffix}"]["title"] = {"text": ""} if place % 2 else {"text": "objective"}
+        layout[f"yaxis{suffix}"] = axis("objective", type="category", autorange="reversed")
         heading = {"text": f"{STAGES[stage]}: {group}", "showarrow": False, "x": 0, "y": 1.02, "font": {"size": 12}}
         heading |= {"xanchor": "left", "yanchor": "bottom", "xref": f"x{suffix} domain", "yref": f"y{suffix} domain"}
         layout["annotations"].append(heading)
@@ -114,8 +116,9 @@ def _counts(mistakes: Mistakes) -> Chart | None:
     return Chart(
         "mistakes_outcomes",
         "Mistakes corrected and amplified",
-        "Corrected: the interval of the margin's change lies wholly above 0; amplified: wholly below; undecided: neither. "
-        "Alarming: amplified types where the base prefers the wrong way, for that is a systematic error grown.",
+        "Corrected: the interval of the margin's change lies above 0; amplified: below; undecided: neither. Wrong mode: "
+        "the usual mistakes of families in which the base prefers the wrong way. "
+        "Alarming: amplified types there, a systematic error grown.",
         traces,
         layout,
         columns,
@@ -126,7 +129,12 @@ def _counts(mistakes: Mistakes) -> Chart | None:
 
 def _summary(mistakes: Mistakes) -> DataTable | None:
     rows = [
-        [name, STAGES[stage], group, *(str(counts.get(word, "–")) for word in ("corrected", "amplified", "undecided", "types"))]
+        [
+            name,
+            STAGES[stage],
+            group,
+            *(str(counts.get(word, "–")) for word in ("corrected", "amplified", "undecided", "types")),
+        ]
         for group, stage, name, counts in _rows(mistakes)
     ]
     if not rows:
@@ -135,7 +143,15 @@ def _summary(mistakes: Mistakes) -> DataTable | None:
         "mistakes_summary",
         "The same counts as a table",
         "Types whose margin's change has an interval wholly above 0 (corrected) or wholly below 0 (amplified).",
-        ("objective or regime", "stage", "mistakes", "corrected (types)", "amplified (types)", "undecided (types)", "all (types)"),
+        (
+            "objective or regime",
+            "stage",
+            "mistakes",
+            "corrected (types)",
+            "amplified (types)",
+            "undecided (types)",
+            "all (types)",
+        ),
         rows,
         numeric=(3, 4, 5, 6),
         folded=True,
@@ -156,8 +172,8 @@ def _charts(types: Sequence[Mapping[str, Any]], mistakes: Mistakes) -> Iterator[
             heatmap(
                 f"mistakes_{stage}",
                 f"Change of the margin, {STAGES[stage]}",
-                f"Change {what}. Above 0 (blue) the mistake is corrected, below 0 (orange) amplified; in brackets: the 95 % interval, "
-                "on hover and in the CSV, includes 0. Families in which the base prefers the wrong way come first.",
+                f"Change {what}. Above 0 (blue) the mistake is corrected, below 0 (orange) amplified; in brackets: the 95 % "
+                "interval, on hover, includes 0. Families in which the base prefers the wrong way come first, marked [wrong].",
                 ("objective", "type of mistake", margin),
                 [str(name) for name in names],
                 [_label(entry) for entry in kept],
@@ -216,7 +232,7 @@ def _cosines(mistakes: Mistakes) -> Chart | None:
         "Do first steps point towards right solutions?",
         "Cosine of each objective's gradient, with 95 % intervals where they exist. Right against mistaken solutions in the same "
         "form leads: right solutions alone also count what only makes the usual form likelier. Alarming: below 0.",
-        axis_title("margin_cosine"),
+        axis_title("cosine"),
         "direction",
         found,
         legend=False,
@@ -238,7 +254,7 @@ def _by_family(mistakes: Mistakes, key: str, types: Sequence[Mapping[str, Any]])
         "Families in which the base prefers the wrong way come first; in brackets: the 95 % interval includes 0.",
         ("objective", "problem family", axis_title(key)),
         names,
-        [plain_text(family) + (" (wrong mode)" if modes.get(family) == "wrong" else "") for family in families],
+        [plain_text(family) + (" [wrong]" if modes.get(family) == "wrong" else "") for family in families],
         [[(cosines[name].get("families") or {}).get(family) for name in names] for family in families],
         compact=True,
     )

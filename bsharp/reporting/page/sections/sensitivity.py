@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bsharp.reporting.cells import plain_text
-from bsharp.reporting.page.charts import Dot, dots
+from bsharp.reporting.page.dots import Dot, dots
 from bsharp.reporting.page.glossary import axis_title
 from bsharp.reporting.page.load import RunData
-from bsharp.reporting.page.parts import Callout, DataTable, Definitions, Part, Section
-from bsharp.reporting.page.sections.common import not_computed, percent_text, section_of
+from bsharp.reporting.page.parts import Chart, Choice, DataTable, Legend, Part, Preformatted, Section
+from bsharp.reporting.page.sections.common import estimate, not_computed, percent_text, section_of
 
 __all__ = ["section"]
 
 KEEPING = "all that keep the answer"
 CONTROL = "none (the same prompt again)"
+SHOWN = (
+    ("answer_changed", "answers changed", "The right answer stays the same, so every change of the answer is unstable. Alarming: "
+     "a regime right of the base."),
+    ("right_kept", "right answers kept", "Of the problems solved before the change, those still solved after it. Alarming: "
+     "a regime left of the base."),
+    ("correctness_changed", "grades changed", "Includes other numbers of the same size, where the answer must change. A model "
+     "that is seldom right has little to lose: read it with the right answers kept."),
+)  # fmt: skip
 
 
 def section(run: RunData) -> Section:
@@ -25,49 +33,86 @@ def section(run: RunData) -> Section:
     changes = (found or {}).get("changes") or []
     if not found or not changes:
         return section_of("sensitivity", "Input sensitivity", [], absent)
-    parts: list[Part | None] = [Definitions([_described(change) for change in changes])]
-    for key, reading in (
-        (
-            "answer_changed",
-            "The right answer stays the same, so every change of the answer is unstable. 95 % intervals.",
-        ),
-        (
-            "correctness_changed",
-            "Includes other numbers of the same size, where the answer must change. 95 % intervals.",
-        ),
-    ):
-        drawn = [
-            Dot(str(model), str(model), plain_text(change["change"]), figures[key])
-            for model in dict.fromkeys(model for change in changes for model in change["models"])
-            for change in [*changes, {"change": KEEPING, "models": found.get("overall") or {}}]
-            if (figures := change["models"].get(model)) and figures.get(key)
-        ]
-        title = axis_title(key)
-        parts.append(
-            dots(
-                f"sensitivity_{key}",
-                f"{title.partition(' (')[0].capitalize()} by a harmless change of the prompt",
-                f"{reading} Alarming: a regime right of the base.",
-                title,
-                "change of the prompt",
-                drawn,
-                scale=100,
-            )
-        )
-    parts.append(_table(found))
-    parts += [Callout("note", plain_text(note)) for note in found.get("notes") or []]
+    parts: list[Part] = [
+        _described(changes),
+        Legend(list(dict.fromkeys(str(m) for change in changes for m in change["models"]))),
+    ]
+    options = [
+        (label, [chart]) for key, label, reading in SHOWN if (chart := _chart(found, key, label, reading)) is not None
+    ]
+    parts += [Choice("sensitivity_figure", "Share of", options)] if options else []
+    parts += [_overall(found), _table(found)]
+    notes = "\n".join(plain_text(note) for note in found.get("notes") or [])
+    parts += [Preformatted("How to read these shares", notes)] if notes else []
     return section_of("sensitivity", "Input sensitivity", parts, absent)
 
 
-def _described(change: Mapping[str, Any]) -> tuple[str, str]:
-    example = change.get("example")
-    text = plain_text(change.get("description", ""))
-    if isinstance(example, list) and len(example) == 2:
-        before, after = (plain_text(shown) for shown in example)
-        if before == after:  # they differ in blanks, which plain_text joins
-            before, after = (plain_text(str(shown).replace(" ", "␣")) for shown in example)
-        text = f"{text.rstrip('.')}. Example: “{before}” → “{after}”"
-    return plain_text(change["change"]), f"{text} ({change.get('problems')} problems)"
+def _chart(found: Mapping[str, Any], key: str, label: str, reading: str) -> Chart | None:
+    changes = found["changes"]
+    drawn = [
+        Dot(str(model), str(model), plain_text(change["change"]), figures[key])
+        for model in dict.fromkeys(model for change in changes for model in change["models"])
+        for change in [*changes, {"change": KEEPING, "models": found.get("overall") or {}}]
+        if (figures := change["models"].get(model)) and figures.get(key)
+    ]
+    title = axis_title(key)
+    return dots(
+        f"sensitivity_{key}",
+        f"{label.capitalize()}, by change of the prompt",
+        f"{reading} 95 % intervals.",
+        title,
+        "change of the prompt",
+        drawn,
+        scale=100,
+        legend=False,
+        wide=True,
+    )
+
+
+def _described(changes: Sequence[Mapping[str, Any]]) -> DataTable:
+    rows = []
+    for change in changes:
+        example = change.get("example")
+        before, after = example if isinstance(example, list) and len(example) == 2 else ("", "")
+        if plain_text(before) == plain_text(after):  # they differ in blanks, which plain_text joins
+            before, after = (str(text).replace(" ", "␣") for text in (before, after))
+        told = (change["change"], change.get("description", ""), before, after, change.get("problems", "–"))
+        rows.append([plain_text(cell) for cell in told])
+    return DataTable(
+        "sensitivity_changes",
+        "The changes of the prompt",
+        "One example each; ␣ is a blank. All but other numbers keep the right answer.",
+        ("change", "what it does", "prompt", "changed prompt", "problems"),
+        rows,
+        numeric=(4,),
+    )
+
+
+def _overall(content: Mapping[str, Any]) -> DataTable:
+    """All changes that keep the answer, one row per model."""
+    keys = ("answer_changed", "right_kept")
+    rows = [
+        [
+            str(model),
+            *(text for key in keys for text in (percent_text(f.get(key)), percent_text(f.get(f"{key}_delta"), True))),
+        ]
+        for model, f in (content.get("overall") or {}).items()
+    ]
+    headers = [header for key in keys for header in (axis_title(key), axis_title("delta"))]
+    control = [
+        value
+        for figures in (content.get("control") or {}).values()
+        if (value := estimate(figures.get("answer_changed"), 100)) is not None
+    ]
+    told = f" The unchanged prompt, decoded again, changed at most {max(control):.1f} % of answers." if control else ""
+    return DataTable(
+        "sensitivity_overall",
+        "All changes that keep the answer",
+        f"95 % intervals. Δ is the regime minus the base, paired by problem, of the share before it.{told}",
+        ("model", *headers),
+        rows,
+        numeric=range(1, len(headers) + 1),
+    )
 
 
 def _table(content: Mapping[str, Any]) -> DataTable:
@@ -79,28 +124,24 @@ def _table(content: Mapping[str, Any]) -> DataTable:
                 [
                     str(model),
                     change,
-                    *(percent_text(figures.get(key)) for key in ("answer_changed", "correctness_changed")),
-                    *(
-                        percent_text(figures.get(f"{key}_delta"), True)
-                        for key in ("answer_changed", "correctness_changed")
-                    ),
+                    *(percent_text(figures.get(key)) for key, _, _ in SHOWN),
+                    *(percent_text(figures.get(f"{key}_delta"), True) for key, _, _ in SHOWN),
                     *(percent_text(figures.get(key)) for key in ("accuracy_original", "accuracy_changed")),
                 ]
             )
     return DataTable(
         "sensitivity",
-        "Input sensitivity",
+        "Every figure by model and change",
         "Δ is the regime minus the base, paired by problem; an interval wholly above 0 means that the regime is less stable.",
         (
             "model",
             "change of the prompt",
-            axis_title("answer_changed"),
-            axis_title("correctness_changed"),
-            axis_title("answer_changed", "Δ to base", "points"),
-            axis_title("correctness_changed", "Δ to base", "points"),
+            *(axis_title(key) for key, _, _ in SHOWN),
+            *(axis_title(key, "Δ to base", "points") for key, _, _ in SHOWN),
             axis_title("accuracy", "original"),
             axis_title("accuracy", "changed"),
         ),
         rows,
-        numeric=(2, 3, 4, 5, 6, 7),
+        numeric=range(2, 10),
+        folded=True,
     )

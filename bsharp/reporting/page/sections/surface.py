@@ -9,7 +9,7 @@ from bsharp.reporting.cells import number, plain_text
 from bsharp.reporting.page.charts import Curve, axis, lines, shortened, significant
 from bsharp.reporting.page.glossary import GLOSSARY, axis_title
 from bsharp.reporting.page.load import RunData, finite
-from bsharp.reporting.page.parts import Chart, DataTable, Paragraph, Part, Section
+from bsharp.reporting.page.parts import Chart, Choice, DataTable, Legend, Paragraph, Part, Section
 from bsharp.reporting.page.sections.common import not_computed, section_of
 
 __all__ = ["METRIC_OF", "section"]
@@ -33,11 +33,21 @@ def section(run: RunData) -> Section:
             "so that neighbours differ by their weights and not by luck. Standard errors show on hover and are in the CSV."
         )
     ]
-    for index, plane in enumerate(planes):
-        parts += [_map(plane, index, key) for key in plane.get("values") or {}]
+    trained = dict.fromkeys(str(path["regime"]) for plane in planes for path in plane.get("paths") or [])
+    if trained:
+        parts.append(Legend(list(trained)))
+    quantities = dict.fromkeys(key for drawn in (*planes, *found) for key in drawn.get("values") or {})
+    options = []
+    for key in quantities:
+        shown: list[Part] = [
+            _map(plane, index, key) for index, plane in enumerate(planes) if key in (plane.get("values") or {})
+        ]
+        if any(key in (line.get("values") or {}) for line in found):
+            shown.append(_lines(found, key))
+        options.append((_name(key), shown))
+    if options:
+        parts.append(Choice("surface_quantity", "Quantity", options))
     parts += _explained(planes)
-    quantities = dict.fromkeys(key for line in found for key in line.get("values") or {})
-    parts += [_lines(found, key) for key in quantities]
     return section_of("surface", "Loss surface", parts if planes or found else [], absent)
 
 
@@ -52,19 +62,12 @@ def _name(key: str) -> str:
 def _map(plane: Plane, index: int, key: str) -> Chart:
     across, down = plane["axes"]
     titles = [
-        f"towards {shortened(plain_text(across['label']), 24)} (distance in weights)",
-        f"{shortened(plain_text(down['label']), 24)}, orthogonal (distance in weights)",
+        f"towards {shortened(plain_text(across['label']), 24)} (distance)",
+        f"{shortened(plain_text(down['label']), 20)}, orthogonal (distance)",
     ]
     mean, error = plane["values"][key]["mean"], plane["values"][key].get("standard_error") or []
-    columns: dict[str, list[Any]] = {
-        "kind": [],
-        "name": [],
-        "x": [],
-        "y": [],
-        "step": [],
-        "value": [],
-        "standard_error": [],
-    }
+    names = ("kind", "name", "x", "y", "step", "value", "standard_error")
+    columns: dict[str, list[Any]] = {name: [] for name in names}
     hover: list[list[str]] = []
     for row, y in enumerate(plane["y"]):
         hover.append([])
@@ -87,15 +90,14 @@ def _map(plane: Plane, index: int, key: str) -> Chart:
         "hovertemplate": "%{customdata}<extra></extra>",
         "contours": {"coloring": "heatmap"},
         "line": {"width": 0.5},
-        "colorbar": {"title": {"text": _title(key), "side": "right"}},
+        "colorbar": {"title": {"text": _title(key), "side": "right"}, "len": 0.9},
         "meta": {"scale": "sequential"},
     }
     traces = [surface, *_paths(plane, columns), _anchors(plane, columns)]
     angle = finite(plane.get("angle_degrees"))
-    caption = (
-        "Colour and lines of equal height: the mean over fresh samples; distances are Euclidean, on one scale. "
-        "Paths are training runs as the plane sees them: read them with the share explained below."
-    )
+    caption = "Colour and lines of equal height: the mean over fresh samples; distances in weights, on one scale."
+    if plane.get("paths"):
+        caption += " Paths are training runs as the plane sees them: read them with the share explained below."
     if angle is not None:
         caption += f" The two directions stood at {angle:.0f}° before they were made orthogonal."
     layout = {
@@ -103,7 +105,17 @@ def _map(plane: Plane, index: int, key: str) -> Chart:
         "yaxis": axis(titles[1], zeroline=False, range=_reach(plane, "y"), scaleanchor="x", constrain="domain"),
     }
     heading = f"{_name(key)}, plane of {plain_text(plane.get('name', index))}"
-    return Chart(f"surface_{index}_{key}", heading[0].upper() + heading[1:], caption, traces, layout, columns, 520)
+    return Chart(
+        f"surface_{index}_{key}",
+        heading[0].upper() + heading[1:],
+        caption,
+        traces,
+        layout,
+        columns,
+        400,
+        wide=False,
+        legend=False,
+    )
 
 
 def _reach(plane: Plane, coordinate: str) -> list[float]:
@@ -159,11 +171,18 @@ def _anchors(plane: Plane, columns: Mapping[str, list[Any]]) -> dict[str, Any]:
         "x": [significant(anchor["x"]) for anchor in anchors],
         "y": [significant(anchor["y"]) for anchor in anchors],
         "text": [plain_text(anchor["name"]) for anchor in anchors],
-        "textposition": "top center",
+        "textposition": [_beside(at, anchor["x"], plane) for at, anchor in enumerate(anchors)],
         "marker": {"symbol": "diamond", "size": 10},
         "cliponaxis": False,
         "meta": {"role": "marker"},
     }
+
+
+def _beside(at: int, x: float, plane: Plane) -> str:
+    """Where the name of a point stands: inside of the map, and in turn above and below, lest neighbours meet."""
+    low, high = _reach(plane, "x")
+    share = (x - low) / ((high - low) or 1.0)
+    return f"{'bottom' if at % 2 else 'top'} {'left' if share > 0.7 else 'center'}"
 
 
 def _explained(planes: Sequence[Plane]) -> Iterator[DataTable]:
@@ -179,15 +198,15 @@ def _explained(planes: Sequence[Plane]) -> Iterator[DataTable]:
         for path in plane.get("paths") or []
     ]
     if rows:
-        share = axis_title("explained")
         yield DataTable(
             "surface_explained",
             "How much of each path the planes explain",
             "Share of the squared distance from the base that lies in the plane, over all snapshots and at the last. A path with "
             "a small share runs mostly outside the map. Seeds whose checkpoint spans the plane explain themselves.",
-            ("regime", "seed", "plane", f"{share}, overall", f"{share}, last"),
+            ("regime", "seed", "plane", axis_title("explained", "overall"), axis_title("explained", "last")),
             rows,
             numeric=(1, 3, 4),
+            folded=len(rows) > 8,
         )
 
 
@@ -214,6 +233,8 @@ def _lines(found: Sequence[Mapping[str, Any]], key: str) -> Chart:
         axis(_title(key)),
         drawn,
         band=False,
+        height=330,
+        wide=True,
     )
 
 

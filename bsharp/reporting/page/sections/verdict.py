@@ -17,7 +17,7 @@ from bsharp.reporting.cells import (
     problems_title,
     rows,
 )
-from bsharp.reporting.page.charts import Dot, dots
+from bsharp.reporting.page.dots import Dot, dots
 from bsharp.reporting.page.glossary import GLOSSARY, axis_title
 from bsharp.reporting.page.load import RunData, TrainingRun, finite
 from bsharp.reporting.page.parts import Callout, Cell, Chart, DataTable, Paragraph, Part, Section, Verdict
@@ -75,7 +75,11 @@ def _verdict(run: RunData) -> Verdict:
         return Verdict(sentence(run))
     interval = "" if low is None or high is None else f"[{_signed(low)}, {_signed(high)}]"
     return Verdict(
-        sentence(run), _signed(value), "points", f"95 % interval {interval}" if interval else "", meaning(gain, str(rival))
+        sentence(run),
+        _signed(value),
+        "points",
+        f"95 % interval {interval}" if interval else "",
+        meaning(gain, str(rival)),
     )
 
 
@@ -105,7 +109,8 @@ def _signed(value: float) -> str:
 def _changes(run: RunData) -> Iterator[Chart]:
     """The change of every regime against the base, the answer at a glance."""
     found = [
-        Dot(name, name, plain_text(name), regime["delta"]) for name, regime in ((run.results or {}).get("regimes") or {}).items()
+        Dot(name, name, plain_text(name), regime["delta"])
+        for name, regime in ((run.results or {}).get("regimes") or {}).items()
     ]
     chart = dots(
         "deltas",
@@ -117,6 +122,7 @@ def _changes(run: RunData) -> Iterator[Chart]:
         scale=100,
         legend=False,
         wide=True,
+        zero=True,
     )
     if chart:
         yield chart
