@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-__all__ = ["INSTALL", "find_chromium", "install_chromium", "launched"]
+__all__ = ["INSTALL", "drawn_all", "find_chromium", "install_chromium", "launched", "opened", "until"]
 
 INSTALL = (
     "no Chromium: install one (Debian: apt-get install chromium; anywhere: python -m playwright install chromium) "
@@ -53,6 +54,53 @@ def launched() -> Iterator[Any]:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
         yield browser
         browser.close()
+
+
+@contextmanager
+def opened(browser: Any, path: Path, **options: Any) -> Iterator[Any]:
+    """The page, ready; on leaving: one request (the page itself), nothing on the console, no injected code run."""
+    context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce", **options})
+    page = context.new_page()
+    page.set_default_timeout(30_000)
+    requests: list[str] = []
+    messages: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("pageerror", lambda error: messages.append(str(error)))
+    try:
+        page.goto(path.as_uri())
+        page.wait_for_selector("html[data-ready]")
+        yield page
+        assert page.evaluate("window.__pwned") is None
+        # blob: and data: are the page's own memory.
+        assert {url for url in requests if not url.startswith(("blob:", "data:"))} == {path.as_uri()}
+        assert messages == []
+    finally:
+        context.close()
+
+
+def until(page: Any, expression: str) -> None:
+    """Wait for a JavaScript expression to hold. (The page's security policy forbids playwright's wait_for_function.)"""
+    end = time.monotonic() + 30
+    while not page.evaluate(expression):
+        assert time.monotonic() < end, f"never true: {expression}"
+        page.wait_for_timeout(50)
+
+
+def drawn_all(page: Any) -> int:
+    """Open every fold and option, scroll every chart into view, wait until all are drawn; how many there are."""
+    page.evaluate(
+        "document.querySelectorAll('section details').forEach((fold) => { fold.open = true; });"
+        "document.querySelectorAll('.option').forEach((option) => { option.hidden = false; });"
+    )
+    count = int(page.locator("figure.chart").count())
+    for at in range(count):
+        one = page.locator("figure.chart").nth(at)
+        one.scroll_into_view_if_needed()
+        one.locator(".cartesianlayer .subplot").first.wait_for(state="attached")
+    charts = "[...document.querySelectorAll('figure.chart')].filter(f => f.querySelector('.cartesianlayer .subplot'))"
+    until(page, f"{charts}.length === {count}")
+    return count
 
 
 def install_chromium() -> str | None:

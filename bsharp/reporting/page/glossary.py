@@ -169,7 +169,7 @@ GLOSSARY: dict[str, Metric] = {
     "snr": Metric(
         "signal-to-noise", "ratio",
         "gradient signal over gradient variance of a step's batch",
-        "ratio of the two unbiased estimates",
+        "ratio of two unbiased estimates, itself not unbiased",
         "above 1 one batch points the right way; far below 0.1 steps are mostly noise",
     ),
     "zero_variance": Metric(
@@ -192,15 +192,16 @@ GLOSSARY: dict[str, Metric] = {
     ),
     "cosine": Metric(
         "cosine", "−1 to 1",
-        "direction in which two objectives would move all weights, from the same samples (Euclidean metric)",
-        "cosine of the two batch gradients; noise pulls it towards 0",
-        "compare with the noise floor: objectives cannot look more alike than one looks like itself",
+        "how the directions agree in which two objectives would move all weights (Euclidean metric)",
+        "cosine of the two gradients of one batch as they are; both come from the same samples and share their noise, which "
+        "may raise or lower it",
+        "none; read it with the noise floor of both, near 0 the batch says nothing about that objective's direction",
     ),
     "debiased_cosine": Metric(
         "debiased cosine", "−1 to 1",
-        "the Euclidean cosine with the shrinkage by sampling noise taken out",
-        "inner products between independent half batches only",
-        "may leave [−1, 1] where the noise floor is low; then it says nothing",
+        "cosine of the expected gradients of two objectives: the noise that they share is taken out",
+        "inner products between different problems only, cut to [−1, 1]",
+        "none; undefined where a gradient cannot be told from noise",
     ),
     "fisher_cosine": Metric(
         "Fisher cosine", "−1 to 1",
@@ -210,9 +211,10 @@ GLOSSARY: dict[str, Metric] = {
     ),
     "noise_floor": Metric(
         "noise floor", "−1 to 1",
-        "cosine of two independent half-batch estimates of one objective's gradient",
-        "mean over splits of the batch",
-        "above 0.1; below it the batch is too small to say anything about alignment",
+        "cosine of an objective's gradient with itself between two half batches: 1 is no noise",
+        "mean over the ways to deal the batch's blocks of problems to two halves",
+        "above 0.1; near 0 the batch says nothing about that objective's direction. It bounds no cosine of two objectives, "
+        "which share noise and may exceed it",
     ),
     "share_of_norm": Metric(
         "share of norm", "%",

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from bsharp.reporting.cells import BASE, require_results
+from bsharp.reporting.cells import BASE, plain_text, require_results
 from bsharp.runlog import RunDirectory
 
 __all__ = ["DIAGNOSTICS", "Records", "RunData", "TrainingRun", "finite", "load_run", "regime_name"]
@@ -47,7 +47,8 @@ class TrainingRun:
     path: Path
     config: Mapping[str, Any]
     manifest: Mapping[str, Any]
-    complete: Mapping[str, Any] | None  # None: not finished
+    complete: Mapping[str, Any] | None  # of a comparison's run that was trained and evaluated
+    progress: Mapping[str, Any]  # of its last checkpoint; empty before the first
     metrics: Sequence[Row]
     alarms: Sequence[Row]
     gradients: Sequence[Row]
@@ -56,6 +57,24 @@ class TrainingRun:
     def name(self) -> str:
         """`task_reward/seed_0`."""
         return f"{self.regime}/seed_{self.seed}"
+
+    @property
+    def last_step(self) -> int:
+        """The last step that was done, 0 before the first."""
+        done = [row["step"] for row in self.metrics[-1:]]
+        done += [step for key in ("step", "stopped_at") if isinstance(step := self.progress.get(key), int)]
+        return max(done, default=0)
+
+    @property
+    def trained(self) -> bool:
+        """Whether training has ended, at its last step or before it."""
+        steps = self.config.get("steps")
+        return self.complete is not None or bool(self.stopped) or (isinstance(steps, int) and self.last_step >= steps)
+
+    @property
+    def stopped(self) -> str:
+        """Why training ended before its last step, or ""."""
+        return plain_text((self.progress if self.complete is None else self.complete).get("stopped") or "")
 
     def series(self, key: str) -> tuple[list[int], list[float]]:
         """Steps and values of a metric; steps at which it was not logged, or not a finite number, are left out."""
@@ -144,7 +163,7 @@ def load_run(path: str | Path) -> RunData:
     else:
         runs = [_training_run(folder, regimes[0], config.get("seed"), unreadable)] if kind == "training" else []
     base_complete = _json(folder / BASE / "complete.json", unreadable) if kind == "comparison" else {}
-    diagnostics = {name: _json(folder / "diagnostics" / f"{name}.json", unreadable) for name in DIAGNOSTICS}
+    diagnostics = {name: _known(_json(folder / "diagnostics" / f"{name}.json", unreadable)) for name in DIAGNOSTICS}
     return RunData(
         path=folder,
         kind=kind,
@@ -202,15 +221,38 @@ _SEED = re.compile(r"seed_(\d+)")
 
 def _training_run(folder: Path, regime: str, seed: object, unreadable: list[str]) -> TrainingRun:
     rows = {name: list(_rows(folder / f"{name}.jsonl", unreadable)) for name in ("metrics", "alarms", "gradients")}
+    rows["gradients"] = [_known(row) for row in rows["gradients"]]
+    complete = _json(folder / "complete.json", unreadable) or None
     return TrainingRun(
         regime=regime,
         seed=seed if isinstance(seed, int) else 0,
         path=folder,
         config=_json(folder / "config.json", unreadable),
         manifest=_json(folder / "manifest.json", unreadable),
-        complete=_json(folder / "complete.json", unreadable) or None,
+        complete=complete,
+        progress={} if complete else _progress(folder / "checkpoints", unreadable),
         **{name: [row for row in found if isinstance(row.get("step"), int)] for name, found in rows.items()},
     )
+
+
+def _progress(checkpoints: Path, unreadable: list[str]) -> dict[str, Any]:
+    """What the newest complete checkpoint knows; empty before the first."""
+    found = {int(match[1]): path for path in checkpoints.glob("step_*") if (match := _STEP.fullmatch(path.name))}
+    return _json(found[max(found)] / "progress.json", unreadable) if found else {}
+
+
+_STEP = re.compile(r"step_(\d+)")  # a checkpoint that is being written has another name
+
+
+def _known(content: dict[str, Any]) -> dict[str, Any]:
+    """`content` without the keys whose value is null, in objects inside of it too: null is the same as missing."""
+
+    def kept(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: kept(item) for key, item in value.items() if item is not None}
+        return [kept(item) for item in value] if isinstance(value, list) else value  # positions in lists matter
+
+    return dict(kept(content))
 
 
 def _json(path: Path, unreadable: list[str]) -> dict[str, Any]:

@@ -82,7 +82,7 @@ CURVES = (
     ),
     Shown(
         "signal_to_noise", "snr", "gradient/signal_to_noise", 1, False,
-        "Signal over noise of one step's batch, an unbiased estimate that can fall below 0. Alarming: it stays near 0.",
+        "Signal over noise of one step's batch; the estimate can fall below 0. Alarming: it stays near 0.",
         robust=True,
     ),
 )  # fmt: skip
