@@ -12,12 +12,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-__all__ = ["INSTALL", "drawn_all", "find_chromium", "install_chromium", "launched", "opened", "until"]
+__all__ = ["INSTALL", "WIDE", "drawn_all", "find_chromium", "install_chromium", "launched", "opened", "until"]
 
 INSTALL = (
     "no Chromium: install one (Debian: apt-get install chromium; anywhere: python -m playwright install chromium) "
     "or set BSHARP_CHROMIUM to its path"
 )
+WIDE = {"width": 1280, "height": 900}
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -59,7 +60,7 @@ def launched() -> Iterator[Any]:
 @contextmanager
 def opened(browser: Any, path: Path, **options: Any) -> Iterator[Any]:
     """The page, ready; on leaving: one request (the page itself), nothing on the console, no injected code run."""
-    context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce", **options})
+    context = browser.new_context(**{"viewport": WIDE, "reduced_motion": "reduce", **options})
     page = context.new_page()
     page.set_default_timeout(30_000)
     requests: list[str] = []

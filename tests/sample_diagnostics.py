@@ -22,9 +22,9 @@ def estimated(value: float | None, width: float = 0.1, unit: str = "fraction", n
 
 @cache
 def hand_made_diagnostics(names: tuple[str, ...]) -> dict[str, Any]:
-    """Contents of the diagnostics that need a model, by their schemas."""
+    """Contents of the diagnostics that need a model, by their schemas; the first name is that of the task reward."""
     return {
-        "alignment": {"schema": 1, "points": [_point(names, "base", 0), _point(names, "task_reward/seed_0", 12)]},
+        "alignment": {"schema": 1, "points": [_point(names, "base", 0), _point(names, f"{names[0]}/seed_0", 12)]},
         "mistakes": _mistakes(names),
         "sensitivity": _sensitivity(names),
         "surface": _surface(names),
@@ -42,6 +42,7 @@ def _point(names: Sequence[str], checkpoint: str, step: int) -> dict[str, Any]:
         "problems": 24,
         "samples": 8,
         "objectives": list(names),
+        "advantage": "leave_one_out",
         "euclidean": {
             "matrix": matrix,
             "noise_floor": [estimated(0.4, unit="cosine") for _ in names],

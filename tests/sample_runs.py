@@ -84,7 +84,10 @@ def make_comparison(
         if running:
             with (path / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write('{"step": 99, "reward": 0.')
-        _write_rows(path / "gradients.jsonl", _probes(tuple(regimes), seed, steps))
+        _write_rows(path / "gradients.jsonl", _probes(regimes, seed, steps))
+        snapshot = path / "snapshots" / f"step_{steps:06d}.safetensors"
+        snapshot.parent.mkdir()
+        snapshot.touch()
         if alarms and name == "sharpening":
             _write_rows(path / "alarms.jsonl", [_alarm(steps)])
     if finished:
@@ -94,12 +97,24 @@ def make_comparison(
     return folder
 
 
-def make_training(folder: Path, regime: str = "sharpening", steps: int = 12) -> Path:
-    """The directory of one training run."""
+def make_training(
+    folder: Path, regime: str = "sharpening", steps: int = 12, progress: Mapping[str, Any] | None = None
+) -> Path:
+    """The directory of one training run; `progress` is what its last checkpoint knows, by default that it reached the end."""
     config = {"model": "embedded:tiny", "objective": REGIMES[regime], "seed": 3, "steps": steps, "threads": 1}
     _write_json(folder / "config.json", config | {"sampling": {"prompts_per_step": 4, "group_size": 8}})
     _write_json(folder / "manifest.json", MANIFEST)
-    _write_rows(folder / "metrics.jsonl", _metrics(regime, 3, steps))
+    known = {
+        "step": steps,
+        "best_step": None,
+        "best_accuracy": 0.5,
+        "stopped": None,
+        "collapsed": False,
+        "stopped_at": None,
+    }
+    known |= progress or {}
+    _write_rows(folder / "metrics.jsonl", _metrics(regime, 3, known["stopped_at"] or known["step"]))
+    _write_json(folder / "checkpoints" / f"step_{known['step']:06d}" / "progress.json", known)
     return folder
 
 
@@ -222,7 +237,9 @@ def _alarm(steps: int) -> Record:
     }
 
 
-def _probes(names: Sequence[str], seed: int, steps: int) -> list[Record]:
+def _probes(regimes: Mapping[str, str], seed: int, steps: int) -> list[Record]:
+    names = list(regimes)
+    task = next(name for name, spec in regimes.items() if spec == "task_reward")
     rows = []
     for step in range(1, steps + 1, 5):
         shift = 0.02 * step + 0.01 * seed
@@ -230,14 +247,13 @@ def _probes(names: Sequence[str], seed: int, steps: int) -> list[Record]:
             {
                 "schema": 1,
                 "step": step,
-                "objectives": list(names),
+                "objectives": names,
+                "advantage": "leave_one_out",
                 "problems": 4,
                 "group_size": 8,
-                "task": "task_reward",
+                "task": task,
                 "cosine": [[1.0 if a == b else 0.3 - shift for b in names] for a in names],
-                "cosine_to_task": [
-                    estimated(1.0 if name == "task_reward" else 0.3 - shift, unit="cosine") for name in names
-                ],
+                "cosine_to_task": [estimated(1.0 if name == task else 0.3 - shift, unit="cosine") for name in names],
                 "noise_floor": [estimated(0.4, unit="cosine") for _ in names],
                 "fisher": [[1.0 if a == b else 0.3 for b in names] for a in names],
                 "norm": [1.0 for _ in names],

@@ -7,18 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 from torch import Tensor
 
 from bsharp.generation import Decoder, GenerationRequest, LogitsError, SamplingParams
-from bsharp.masking import pad_right
 from bsharp.models.loading import LanguageModel, clone_model
-from bsharp.models.logprobs import response_logprobs
 from bsharp.models.weights import flat_weights, set_flat_weights
 from bsharp.rewards import RewardFunction
-from bsharp.rollouts.collect import grade_completions
+from bsharp.rollouts import completion_logprobs, grade_completions
 from bsharp.seeding import stream_seed
 from bsharp.tasks import Task
 from bsharp.types import Completion, Grade, Problem
@@ -106,7 +103,18 @@ def evaluate_points(
         else:
             grades = grade_completions(rewards, problems, completions)
             # The base has scored its own samples by drawing them.
-            base_logprobs = _base_logprobs(base if point else None, prompts, completions, sampling)
+            base_logprobs = (
+                completion_logprobs(
+                    base,
+                    prompts,
+                    completions,
+                    sampling.temperature,
+                    sampling.fixed_length,
+                    sampling.microbatch_rows,
+                )
+                if point
+                else [[math.fsum(completion.logprobs) for completion in group] for group in completions]
+            )
             values.append(_point_values(completions, grades, base_logprobs))
         if on_progress is not None:
             on_progress(done, len(points))
@@ -118,31 +126,6 @@ def _weights_at(origin: Tensor, directions: Mapping[str, Tensor], point: Point) 
     for name, coefficient in point:
         weights.add_(directions[name].cpu().double(), alpha=coefficient)
     return weights
-
-
-def _base_logprobs(
-    base: LanguageModel | None,
-    prompts: Sequence[tuple[int, ...]],
-    completions: Sequence[Sequence[Completion]],
-    sampling: SurfaceSampling,
-) -> list[list[float]]:
-    """log π_base of each whole response, nats, per problem; `base` None says that the base itself drew them."""
-    if base is None:
-        return [[math.fsum(completion.logprobs) for completion in group] for group in completions]
-    keys = [[(prompt, c.token_ids) for c in group] for prompt, group in zip(prompts, completions, strict=True)]
-    distinct = list(dict.fromkeys(key for group in keys for key in group))
-    token_ids, mask = pad_right([response for _, response in distinct], base.pad_token_id)
-    token_logprobs = response_logprobs(
-        base,
-        [prompt for prompt, _ in distinct],
-        token_ids,
-        mask,
-        sampling.temperature,
-        sampling.fixed_length,
-        sampling.microbatch_rows,
-    )
-    found = dict(zip(distinct, token_logprobs.to(torch.float64).sum(-1).tolist(), strict=True))
-    return [[found[key] for key in group] for group in keys]
 
 
 def _point_values(

@@ -35,11 +35,9 @@ from typing import Any
 
 from bsharp.config import EvaluationConfig
 from bsharp.generation.interface import GenerationRequest, Generator, SamplingParams
-from bsharp.masking import pad_right
 from bsharp.models.loading import LanguageModel
-from bsharp.models.logprobs import response_logprobs
 from bsharp.rewards import RewardFunction
-from bsharp.rollouts.collect import grade_completions
+from bsharp.rollouts import completion_logprobs, grade_completions
 from bsharp.seeding import stream_seed
 from bsharp.tasks import Role, Split, Task
 from bsharp.types import Completion, Grade, Problem
@@ -126,11 +124,18 @@ def evaluate(
             completions = generator.generate(requests, params)
             here = [problems[p] for p in places]
             grades = grade_completions(rewards, here, completions)
-            base_logprobs: list[list[float | None]] = [[None] * count for _ in places]
+            base_logprobs: Sequence[Sequence[float | None]] = [[None] * count for _ in places]
             if is_base:
                 base_logprobs = [[math.fsum(completion.logprobs) for completion in group] for group in completions]
             elif base is not None:
-                base_logprobs = _base_logprobs(base, [prompts[p] for p in places], completions, params, microbatch_rows)
+                base_logprobs = completion_logprobs(
+                    base,
+                    [prompts[p] for p in places],
+                    completions,
+                    params.temperature,
+                    params.fixed_length,
+                    microbatch_rows,
+                )
             for i, place in enumerate(places):
                 problem = problems[place]
                 context = _problem_fields(problem, by_name[problem.task], type(rewards[problem.task]).__name__)
@@ -148,30 +153,6 @@ def _chunks(prompts: Sequence[tuple[int, ...]], size: int) -> list[list[int]]:
     """Places of the problems, `size` at a time, sorted by prompt length to save padding."""
     order = sorted(range(len(prompts)), key=lambda place: (len(prompts[place]), place))
     return [order[start : start + size] for start in range(0, len(order), size)]
-
-
-def _base_logprobs(
-    base: LanguageModel,
-    prompts: Sequence[tuple[int, ...]],
-    completions: Sequence[Sequence[Completion]],
-    params: SamplingParams,
-    microbatch_rows: int,
-) -> list[list[float | None]]:
-    """log π_ref of each whole response, nats. A response sampled several times is scored once."""
-    keys = [[(prompt, c.token_ids) for c in group] for prompt, group in zip(prompts, completions, strict=True)]
-    distinct = list(dict.fromkeys(key for group in keys for key in group))
-    token_ids, mask = pad_right([response for _, response in distinct], base.pad_token_id)
-    token_logprobs = response_logprobs(
-        base,
-        [prompt for prompt, _ in distinct],
-        token_ids,
-        mask,
-        params.temperature,
-        params.fixed_length,
-        microbatch_rows,
-    )
-    found = dict(zip(distinct, token_logprobs.double().sum(-1).tolist(), strict=True))
-    return [[found[key] for key in group] for group in keys]
 
 
 def _problem_fields(problem: Problem, task: Task, grader: str) -> Record:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from bsharp.reporting.cells import BASE, plain_text, require_results
 from bsharp.runlog import RunDirectory
 
-__all__ = ["DIAGNOSTICS", "Records", "RunData", "TrainingRun", "finite", "load_run", "regime_name"]
+__all__ = ["DIAGNOSTICS", "Records", "RunData", "TrainingRun", "finite", "known", "load_run", "regime_name"]
 
 Kind = Literal["comparison", "training", "evaluation"]
 Row = dict[str, Any]
@@ -163,7 +163,7 @@ def load_run(path: str | Path) -> RunData:
     else:
         runs = [_training_run(folder, regimes[0], config.get("seed"), unreadable)] if kind == "training" else []
     base_complete = _json(folder / BASE / "complete.json", unreadable) if kind == "comparison" else {}
-    diagnostics = {name: _known(_json(folder / "diagnostics" / f"{name}.json", unreadable)) for name in DIAGNOSTICS}
+    diagnostics = {name: known(_json(folder / "diagnostics" / f"{name}.json", unreadable)) for name in DIAGNOSTICS}
     return RunData(
         path=folder,
         kind=kind,
@@ -221,7 +221,7 @@ _SEED = re.compile(r"seed_(\d+)")
 
 def _training_run(folder: Path, regime: str, seed: object, unreadable: list[str]) -> TrainingRun:
     rows = {name: list(_rows(folder / f"{name}.jsonl", unreadable)) for name in ("metrics", "alarms", "gradients")}
-    rows["gradients"] = [_known(row) for row in rows["gradients"]]
+    rows["gradients"] = [known(row) for row in rows["gradients"]]
     complete = _json(folder / "complete.json", unreadable) or None
     return TrainingRun(
         regime=regime,
@@ -244,7 +244,7 @@ def _progress(checkpoints: Path, unreadable: list[str]) -> dict[str, Any]:
 _STEP = re.compile(r"step_(\d+)")  # a checkpoint that is being written has another name
 
 
-def _known(content: dict[str, Any]) -> dict[str, Any]:
+def known(content: dict[str, Any]) -> dict[str, Any]:
     """`content` without the keys whose value is null, in objects inside of it too: null is the same as missing."""
 
     def kept(value: Any) -> Any:

@@ -17,7 +17,9 @@ __all__ = ["plotly_source", "without_unused_traces"]
 _REGISTERED = re.compile(r"\.register\(\[((?:[\w$]+\(\),?){20,})\]\)")
 _OWN = re.compile(r'moduleType:"(trace|component)",name:"(\w+)"')
 _PASSED = re.compile(r'=>\{"use strict";[\w$]+\.exports=([\w$]+)\(\)\}')  # module.exports = require(…)
-_EXTENDED = re.compile(r'=>\{"use strict";var ([\w$]+)=([\w$]+)\(\)[;,].*[,;][\w$]+\.exports=\1\}')  # … with more put into it
+_EXTENDED = re.compile(
+    r'=>\{"use strict";var ([\w$]+)=([\w$]+)\(\)[;,].*[,;][\w$]+\.exports=\1\}'
+)  # … with more put into it
 _CORE = {"scatter"}  # part of plotly's core, not of the list
 _STEPS = 4  # modules through which a definition may be passed on
 
@@ -53,7 +55,12 @@ def without_unused_traces(source: str, kinds: Collection[str]) -> str:
     known = [item for item in registered if item is not None]
     traces = {item.name for item in known if item.kind == "trace"}
     usable = {item.name for item in known if item.kind == "trace" and not item.extended}
-    if len(known) < len(entries) or len({item[:2] for item in known}) < len(known) or not wanted <= usable or not traces:
+    if (
+        len(known) < len(entries)
+        or len({item[:2] for item in known}) < len(known)
+        or not wanted <= usable
+        or not traces
+    ):
         return source
     kept = [f"{e}()" for e, item in zip(entries, known, strict=True) if item.kind != "trace" or item.name in wanted]
     return f"{source[: found[0].start(1)]}{','.join(kept)}{source[found[0].end(1) :]}"
@@ -80,7 +87,7 @@ def _registered(modules: Mapping[str, str], name: str) -> _Registered | None:
         text = modules.get(name, "")
         own = _OWN.findall(text)
         if own:
-            return _Registered(*own[0], extended) if len(own) == 1 else None
+            return _Registered(own[0][0], own[0][1], extended) if len(own) == 1 else None
         passed, more = _PASSED.search(text), _EXTENDED.search(text)
         if passed is None and more is None:
             return None

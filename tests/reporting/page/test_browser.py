@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from chromium import WIDE, drawn_all, opened, until
 from sample_runs import make_comparison
 
 from bsharp.reporting.page.embed import visible
@@ -17,56 +16,7 @@ from bsharp.reporting.page.parts import Chart, Page, RunPage, Section
 from bsharp.reporting.page.render import render_page
 from bsharp.reporting.page.report import write_report
 
-pytestmark = pytest.mark.xdist_group("chromium")
-WIDE = {"width": 1280, "height": 900}
 PHONE = {"width": 390, "height": 844}
-
-
-@contextmanager
-def opened(browser: Any, path: Path, **options: Any) -> Iterator[Any]:
-    """The page, ready; on leaving: one request (the page itself), nothing on the console, no injected code run."""
-    context = browser.new_context(**{"viewport": WIDE, "reduced_motion": "reduce", **options})
-    page = context.new_page()
-    page.set_default_timeout(30_000)
-    requests: list[str] = []
-    messages: list[str] = []
-    page.on("request", lambda request: requests.append(request.url))
-    page.on("console", lambda message: messages.append(message.text))
-    page.on("pageerror", lambda error: messages.append(str(error)))
-    try:
-        page.goto(path.as_uri())
-        page.wait_for_selector("html[data-ready]")
-        yield page
-        assert page.evaluate("window.__pwned") is None
-        # blob: and data: are the page's own memory.
-        assert {url for url in requests if not url.startswith(("blob:", "data:"))} == {path.as_uri()}
-        assert messages == []
-    finally:
-        context.close()
-
-
-def until(page: Any, expression: str) -> None:
-    """Wait for a JavaScript expression to hold. (The page's security policy forbids playwright's wait_for_function.)"""
-    end = time.monotonic() + 30
-    while not page.evaluate(expression):
-        assert time.monotonic() < end, f"never true: {expression}"
-        page.wait_for_timeout(50)
-
-
-def drawn_all(page: Any) -> int:
-    """Open every fold and option, scroll every chart into view, wait until all are drawn; how many there are."""
-    page.evaluate(
-        "document.querySelectorAll('section details').forEach((fold) => { fold.open = true; });"
-        "document.querySelectorAll('.option').forEach((option) => { option.hidden = false; });"
-    )
-    count = int(page.locator("figure.chart").count())
-    for at in range(count):
-        one = page.locator("figure.chart").nth(at)
-        one.scroll_into_view_if_needed()
-        one.locator(".cartesianlayer .subplot").first.wait_for(state="attached")
-    charts = "[...document.querySelectorAll('figure.chart')].filter(f => f.querySelector('.cartesianlayer .subplot'))"
-    until(page, f"{charts}.length === {count}")
-    return count
 
 
 def shown(page: Any) -> list[str]:

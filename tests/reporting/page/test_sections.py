@@ -190,14 +190,18 @@ def test_a_diagnostic_that_holds_something_else_costs_at_most_its_own_section(
 
 
 def test_an_unfinished_comparison_says_how_far_it_is(tmp_path: Path) -> None:
-    sections = sections_of(make_comparison(tmp_path / "run", finished=False, diagnostics=False))
+    path = make_comparison(tmp_path / "run", finished=False, diagnostics=False)
+    sections = sections_of(path)
     assert unbuilt(sections) == []
-    assert [part.text for part in parts_of(sections, Verdict)] == ["No verdict yet: 5 of 7 jobs are done."]
+    assert [part.text for part in parts_of(sections, Verdict)] == ["Unfinished, no verdict: 5 of 7 jobs are done."]
     assert "2 of 7 jobs are missing (sharpening/seed_1, tilted/seed_1)" in callouts(sections, "limits")
     assert "ended" in (sections["at_k"].absent or "")
     assert chart(sections, "curve_reward").columns["sharpening seed 1"][-1] is None
     states = {(row["regime"], row["seed"]): row["state"] for row in table(sections, "seeds")}
-    assert (states["sharpening", "0"], states["sharpening", "1"]) == ("finished", "running")
+    assert (states["sharpening", "0"], states["sharpening", "1"]) == ("finished", "unfinished at step 5")
+    sections = {section.section_id: section for section in build_sections(load_run(path), path, running=True)}
+    assert [part.text for part in parts_of(sections, Verdict)] == ["No verdict yet: 5 of 7 jobs are done."]
+    assert {row["state"] for row in table(sections, "seeds")} == {"finished", "running"}
 
 
 @pytest.mark.parametrize("make", [make_training, make_evaluation])

@@ -31,7 +31,7 @@ def build_sections(run: RunData, folder: Path, running: bool = False) -> list[Se
     A section whose files lack what it needs says so in its place; the others are not affected.
     """
     builders: list[tuple[str, str, Callable[[], Section]]] = [
-        ("verdict", "Verdict", lambda: verdict.section(run)),
+        ("verdict", "Verdict", lambda: verdict.section(run, running)),
         ("curves", "Learning curves", lambda: curves.section(run)),
         ("at_k", "pass@k and maj@k", lambda: at_k.section(run)),
         ("changed", "Problems gained and lost", lambda: changed.section(run)),
@@ -42,7 +42,7 @@ def build_sections(run: RunData, folder: Path, running: bool = False) -> list[Se
         ("completions", "Completions", lambda: completions.section(run, folder, running)),
     ]
     sections = [_guarded(*builder) for builder in builders]
-    sections.append(_guarded("limits", "What this run does not show", lambda: limits.section(run, sections)))
+    sections.append(_guarded("limits", "What this run does not show", lambda: limits.section(run, sections, running)))
     sections.append(_guarded("manifest", "Manifest and glossary", lambda: manifest.section(run, folder)))
     return sections
 

@@ -77,7 +77,7 @@ def _diagram(models: Models) -> Chart | None:
             bins = [
                 entry
                 for entry in (models.get(name) or {}).get("bins") or []
-                if _estimate(entry, "estimate") is not None
+                if entry and _estimate(entry, "estimate") is not None
             ]
             if not bins:
                 continue

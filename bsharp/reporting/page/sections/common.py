@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bsharp.reporting.cells import MISSING, plain_text
-from bsharp.reporting.page.load import RunData, finite
+from bsharp.reporting.page.load import RunData, finite, regime_name
 from bsharp.reporting.page.parts import Part, Section
 
 __all__ = [
@@ -18,8 +18,10 @@ __all__ = [
     "not_computed",
     "notes_in",
     "number_of",
+    "numbers",
     "percent_text",
     "section_of",
+    "shown",
     "task_objective",
 ]
 
@@ -100,6 +102,32 @@ def notes_in(content: object) -> Iterator[str]:
             yield from notes_in(value)
 
 
-def task_objective(names: Sequence[str]) -> str | None:
-    """The objective that is the task reward, where there is one."""
-    return "task_reward" if "task_reward" in names else None
+def task_objective(run: RunData, names: Sequence[str]) -> str | None:
+    """The one of `names` that is the task reward alone, by what the run says about its objectives; None where there is none.
+
+    First what the gradients over training were compared with, then the specs of results and config, of which a name may
+    stand before the constructor (`r=task_reward`).
+    """
+    said = [str(row["task"]) for job in run.runs for row in job.gradients[:1] if row.get("task")]
+    regimes = (run.results or {}).get("regimes") or {}
+    said += [name for name, regime in regimes.items() if not regime["label_free"] and _is_task(regime["objective"])]
+    specs = [*(run.config.get("regimes") or []), *((run.config.get("watch") or {}).get("objectives") or [])]
+    said += [regime_name(spec) for spec in (*specs, run.config.get("objective", "")) if _is_task(spec)]
+    return next((name for name in said if name in names), None)
+
+
+def _is_task(spec: object) -> bool:
+    return str(spec).partition("(")[0].rpartition("=")[2].strip() == "task_reward"
+
+
+def shown(mapping: object) -> dict[str, Mapping[str, Any]]:
+    """The entries of a mapping that are mappings themselves; none where it is not one."""
+    found = mapping.items() if isinstance(mapping, Mapping) else ()
+    return {str(name): value for name, value in found if isinstance(value, Mapping)}
+
+
+def numbers(values: object, count: int) -> list[float | None]:
+    """`count` numbers, None where a value is missing or undefined; an estimate counts by its figure."""
+    found = list(values) if isinstance(values, list | tuple) else []
+    found = [value.get("estimate") if isinstance(value, Mapping) else value for value in found]
+    return [finite(value) for value in found[:count]] + [None] * (count - len(found))

@@ -29,11 +29,11 @@ TRUNCATED = 0.01
 FEW_PROBLEMS = 100
 
 
-def section(run: RunData, before: Sequence[Section]) -> Section:
-    """Every reason to doubt a figure of the page; `before` are the sections that are on it."""
-    warnings = [*_unfinished(run), *_unreadable(run)]
+def section(run: RunData, before: Sequence[Section], running: bool = False) -> Section:
+    """Every reason to doubt a figure of the page; `before` are the sections that are on it, `running`: the run goes on."""
+    warnings = [*_unfinished(run, running), *_unreadable(run), *_stopped(run)]
     if run.results is not None:
-        warnings += [*_seeds(run.results), *_wide(run.results), *_responses(run.results), *_stopped(run), *_rival(run)]
+        warnings += [*_seeds(run.results), *_wide(run.results), *_responses(run.results), *_rival(run)]
     parts: list[Part] = [Callout("warning", text) for text in warnings]
     others = [*_left_out(before), *_absent(run)]
     parts += [Callout("note", text) for text in others]
@@ -55,7 +55,7 @@ ALWAYS = (
 )  # fmt: skip
 
 
-def _unfinished(run: RunData) -> Iterator[str]:
+def _unfinished(run: RunData, running: bool) -> Iterator[str]:
     if run.kind == "comparison" and run.results is None:
         missing = [name for name in run.planned if name not in run.finished]
         shown = ", ".join(plain_text(name) for name in missing[:6]) + (" and more" if len(missing) > 6 else "")
@@ -63,6 +63,10 @@ def _unfinished(run: RunData) -> Iterator[str]:
             yield f"The comparison is unfinished: {len(missing)} of {len(run.planned)} jobs are missing ({shown})."
         else:
             yield "All jobs are done, but the comparison has not written its results yet."
+    for job in run.runs if run.kind == "training" else ():
+        if not job.trained:
+            steps = job.config.get("steps", "an unknown number of")
+            yield f"Training is {'running' if running else 'unfinished'}: {job.last_step} of {steps} steps."
 
 
 def _unreadable(run: RunData) -> Iterator[str]:
@@ -123,10 +127,13 @@ def _responses(results: Mapping[str, Any]) -> Iterator[str]:
 
 def _stopped(run: RunData) -> Iterator[str]:
     for job in run.runs:
-        reason = (job.complete or {}).get("stopped")
-        if reason:
-            step = (job.complete or {}).get("last_step")
-            yield f"{plain_text(job.name)} stopped early ({plain_text(reason)}); the weights of step {step} are evaluated."
+        if not job.stopped:
+            continue
+        text = f"{plain_text(job.name)} stopped early ({job.stopped})"
+        if job.complete is not None:
+            yield f"{text}; the weights of step {job.complete.get('last_step')} are evaluated."
+        else:
+            yield f"{text}; the weights of step {job.progress.get('step')} are its last."
 
 
 def _rival(run: RunData) -> Iterator[str]:
@@ -165,6 +172,9 @@ def _absent(run: RunData) -> Iterator[str]:
     missing = [name for name in DIAGNOSTICS if name not in run.diagnostics]
     if run.kind == "comparison" and missing:
         yield f"Not computed: {', '.join(missing)}. Compute with `{diagnose(run, *missing)}`."
+    surface = run.diagnostics.get("surface") or {}
+    if surface.get("note"):
+        yield f"{'Missing from the loss surface' if surface.get('planes') else 'No loss surface'}: {plain_text(surface['note'])}."
     if run.runs and not any(job.gradients for job in run.runs):
         yield "No gradients of other objectives were logged over training."
 

@@ -13,7 +13,7 @@ from bsharp.reporting.page.heatmap import heatmap
 from bsharp.reporting.page.load import finite
 from bsharp.reporting.page.panels import panels
 from bsharp.reporting.page.parts import Chart, Choice, DataTable, Fold, Paragraph, Part, Preformatted
-from bsharp.reporting.page.sections.common import estimate
+from bsharp.reporting.page.sections.common import estimate, shown
 
 __all__ = ["mistake_parts"]
 
@@ -27,7 +27,7 @@ STAGES = {"first_step": "first step", "trained": "trained policy"}
 def mistake_parts(mistakes: Mistakes) -> list[Part]:
     """Counts of corrected and amplified types first, then one chart of the types at a time, then the cosines."""
     # Families of wrong mode first: there the base's preference is a systematic error.
-    types = sorted(mistakes.get("types") or [], key=lambda entry: entry.get("mode") != "wrong")
+    types = sorted(filter(None, mistakes.get("types") or []), key=lambda entry: entry.get("mode") != "wrong")
     parts: list[Part | None] = []
     if types:
         parts.append(
@@ -47,7 +47,8 @@ def mistake_parts(mistakes: Mistakes) -> list[Part]:
     ]
     if families:
         parts.append(Fold("These cosines by problem family", [Choice("mistake_cosines", "Cosine to", families)]))
-    notes = "\n".join(plain_text(note) for note in mistakes.get("notes") or [])
+    told = [mistakes.get("note"), *(mistakes.get("notes") or [])]
+    notes = "\n".join(plain_text(note) for note in told if note)
     if notes:
         parts.append(Preformatted("How mistakes were measured", notes))
     return [part for part in parts if part is not None]
@@ -70,7 +71,7 @@ def _rows(mistakes: Mistakes) -> list[tuple[str, str, str, Mapping[str, Any]]]:
         (group, stage, str(name), counts)
         for key, group in GROUPS.items()
         for stage in STAGES
-        for name, counts in ((mistakes.get(key) or {}).get(stage) or {}).items()
+        for name, counts in shown(shown(mistakes.get(key)).get(stage)).items()
     ]
 
 
@@ -225,7 +226,7 @@ def _cosines(mistakes: Mistakes) -> Chart | None:
     found = [
         Dot(str(name), str(name), f"gradient of {label}", cosines.get("all") or {})
         for key, label in COSINES.items()
-        for name, cosines in (mistakes.get(key) or {}).items()
+        for name, cosines in shown(mistakes.get(key)).items()
     ]
     return dots(
         "mistake_cosine",
@@ -241,7 +242,7 @@ def _cosines(mistakes: Mistakes) -> Chart | None:
 
 
 def _by_family(mistakes: Mistakes, key: str, types: Sequence[Mapping[str, Any]]) -> Chart | None:
-    cosines = mistakes.get(key) or {}
+    cosines = shown(mistakes.get(key))
     names = [str(name) for name in cosines]
     families = list(dict.fromkeys(family for content in cosines.values() for family in content.get("families") or {}))
     if not families:

@@ -10,7 +10,7 @@ from bsharp.reporting.page.dots import Dot, dots
 from bsharp.reporting.page.glossary import axis_title
 from bsharp.reporting.page.load import RunData
 from bsharp.reporting.page.parts import Chart, Choice, DataTable, Legend, Part, Preformatted, Section
-from bsharp.reporting.page.sections.common import estimate, not_computed, percent_text, section_of
+from bsharp.reporting.page.sections.common import estimate, not_computed, percent_text, section_of, shown
 
 __all__ = ["section"]
 
@@ -28,10 +28,13 @@ SHOWN = (
 
 def section(run: RunData) -> Section:
     """Shares of changed answers and changed grades by kind of change, and every figure in a table."""
-    found = run.diagnostics.get("sensitivity")
+    found = dict(run.diagnostics.get("sensitivity") or {})
     absent = not_computed(run, "Input sensitivity", "sensitivity")
-    changes = (found or {}).get("changes") or []
-    if not found or not changes:
+    changes = [
+        dict(change) | {"models": shown(change.get("models"))} for change in found.get("changes") or [] if change
+    ]
+    found["changes"] = changes
+    if not changes:
         return section_of("sensitivity", "Input sensitivity", [], absent)
     parts: list[Part] = [
         _described(changes),

@@ -9,8 +9,9 @@ from bsharp.reporting.cells import number, plain_text
 from bsharp.reporting.page.charts import Curve, axis, lines, shortened, significant
 from bsharp.reporting.page.glossary import GLOSSARY, axis_title
 from bsharp.reporting.page.load import RunData, finite
-from bsharp.reporting.page.parts import Chart, Choice, DataTable, Legend, Paragraph, Part, Section
-from bsharp.reporting.page.sections.common import not_computed, section_of
+from bsharp.reporting.page.parts import Callout, Chart, Choice, DataTable, Legend, Paragraph, Part, Section
+from bsharp.reporting.page.sections.common import not_computed, numbers, section_of
+from bsharp.reporting.page.snapshots import why_no_path
 
 __all__ = ["METRIC_OF", "section"]
 
@@ -23,10 +24,16 @@ def section(run: RunData) -> Section:
     """A map per plane and quantity, the shares of the paths that the planes explain, and the lines between checkpoints."""
     surface = run.diagnostics.get("surface")
     absent = not_computed(run, "Loss surface", "surface")
-    if not surface:
+    if surface is None:
         return section_of("surface", "Loss surface", [], absent)
-    planes, found = surface.get("planes") or [], surface.get("lines") or []
-    parts: list[Part] = [
+    planes, found = (list(filter(None, surface.get(key) or [])) for key in ("planes", "lines"))
+    noted = plain_text(surface.get("note") or "")
+    parts: list[Part] = (
+        [Callout("note", f"{'Left out' if planes or found else 'No surface'}: {noted}.")] if noted else []
+    )
+    if not planes and not found:
+        return section_of("surface", "Loss surface", parts, absent)
+    parts += [
         Paragraph(
             f"Every point of a map is a network: the base's weights plus steps along two directions. Each was sampled anew, "
             f"{surface.get('problems')} problems × {surface.get('samples')} samples with the same random streams at every point, "
@@ -47,8 +54,23 @@ def section(run: RunData) -> Section:
         options.append((_name(key), shown))
     if options:
         parts.append(Choice("surface_quantity", "Quantity", options))
-    parts += _explained(planes)
-    return section_of("surface", "Loss surface", parts if planes or found else [], absent)
+    parts += [*_explained(planes), *_without_path(run, planes)]
+    return section_of("surface", "Loss surface", parts, absent)
+
+
+def _without_path(run: RunData, planes: Sequence[Plane]) -> Iterator[Callout]:
+    """The runs that have no path on the planes because they kept no snapshots, by reason."""
+    drawn = {
+        (str(path.get("regime")), path.get("seed")) for plane in planes for path in plane.get("paths") or [] if path
+    }
+    absent: dict[str, list[str]] = {}
+    for job in run.runs if planes else ():
+        why = None if (job.regime, job.seed) in drawn else why_no_path(job)
+        if why is not None:
+            absent.setdefault(why, []).append(plain_text(job.name))
+    for why, names in absent.items():
+        shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+        yield Callout("note", f"No path of {shown}: {why}.")
 
 
 def _title(key: str) -> str:
@@ -65,15 +87,15 @@ def _map(plane: Plane, index: int, key: str) -> Chart:
         f"towards {shortened(plain_text(across['label']), 24)} (distance)",
         f"{shortened(plain_text(down['label']), 20)}, orthogonal (distance)",
     ]
-    mean, error = plane["values"][key]["mean"], plane["values"][key].get("standard_error") or []
+    values, shape = plane["values"][key], (len(plane["y"]), len(plane["x"]))
+    mean, error = (_grid(values.get(name), shape) for name in ("mean", "standard_error"))
     names = ("kind", "name", "x", "y", "step", "value", "standard_error")
     columns: dict[str, list[Any]] = {name: [] for name in names}
     hover: list[list[str]] = []
     for row, y in enumerate(plane["y"]):
         hover.append([])
         for column, x in enumerate(plane["x"]):
-            value = significant(mean[row][column])
-            spread = significant(error[row][column]) if error else None
+            value, spread = significant(mean[row][column]), significant(error[row][column])
             told = (
                 "undefined"
                 if value is None
@@ -120,10 +142,16 @@ def _map(plane: Plane, index: int, key: str) -> Chart:
 
 def _reach(plane: Plane, coordinate: str) -> list[float]:
     """The range of an axis that holds the grid, the anchors and the paths."""
-    values = [*plane[coordinate], *(anchor[coordinate] for anchor in plane.get("anchors") or [])]
-    values += [value for path in plane.get("paths") or [] for value in path[coordinate]]
+    values = [*plane[coordinate], *(anchor.get(coordinate) for anchor in plane.get("anchors") or [])]
+    values += [value for path in plane.get("paths") or [] for value in path.get(coordinate) or []]
     known = [number for value in values if (number := finite(value)) is not None]
-    return [min(known), max(known)]
+    return [min(known, default=-1.0), max(known, default=1.0)]
+
+
+def _grid(rows: object, shape: tuple[int, int]) -> list[list[float | None]]:
+    """Rows of numbers, None where one is missing or undefined."""
+    found = list(rows) if isinstance(rows, list) else []
+    return [numbers(row, shape[1]) for row in (found + [None] * shape[0])[: shape[0]]]
 
 
 def _append(columns: Mapping[str, list[Any]], *cells: Any) -> None:
@@ -135,9 +163,9 @@ def _paths(plane: Plane, columns: Mapping[str, list[Any]]) -> Iterator[dict[str,
     told: set[str] = set()
     for path in plane.get("paths") or []:
         regime, seed = str(path["regime"]), path.get("seed")
-        shares = list(path.get("explained") or [None] * len(path["steps"]))
+        shares = numbers(path.get("explained"), len(path["steps"]))
         text = [
-            f"{regime}, seed {seed}, step {step}: {number(finite(share), 100, 0)} % explained"
+            f"{regime}, seed {seed}, step {step}: {number(share, 100, 0)} % explained"
             for step, share in zip(path["steps"], shares, strict=True)
         ]
         for step, x, y in zip(path["steps"], path["x"], path["y"], strict=True):
@@ -159,7 +187,11 @@ def _paths(plane: Plane, columns: Mapping[str, list[Any]]) -> Iterator[dict[str,
 
 
 def _anchors(plane: Plane, columns: Mapping[str, list[Any]]) -> dict[str, Any]:
-    anchors = plane.get("anchors") or []
+    anchors = [
+        anchor
+        for anchor in plane.get("anchors") or []
+        if None not in (finite(anchor.get("x")), finite(anchor.get("y")))
+    ]
     for anchor in anchors:
         _append(
             columns, "anchor", str(anchor["name"]), significant(anchor["x"]), significant(anchor["y"]), None, None, None
@@ -216,8 +248,7 @@ def _lines(found: Sequence[Mapping[str, Any]], key: str) -> Chart:
         values = (line.get("values") or {}).get(key)
         if not values:
             continue
-        mean = [finite(value) for value in values["mean"]]
-        error = [finite(value) for value in values.get("standard_error") or []] or [None] * len(mean)
+        mean, error = (numbers(values.get(name), len(line["t"])) for name in ("mean", "standard_error"))
         low, high = (
             [None if m is None or e is None else m + sign * 1.96 * e for m, e in zip(mean, error, strict=True)]
             for sign in (-1, 1)

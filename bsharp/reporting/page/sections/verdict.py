@@ -23,7 +23,7 @@ from bsharp.reporting.page.load import RunData, TrainingRun, finite
 from bsharp.reporting.page.parts import Callout, Cell, Chart, DataTable, Paragraph, Part, Section, Verdict
 from bsharp.reporting.page.sections.common import figure_text, percent_text, section_of
 
-__all__ = ["REPORTED", "section", "sentence"]
+__all__ = ["REPORTED", "section", "sentence", "state"]
 
 VALIDATION = "validation/accuracy"
 MANY_ALARMS = 6
@@ -53,29 +53,29 @@ REPORTED: Mapping[str, tuple[float, str, str]] = {
 """Accuracy before training (%), change by sharpening and by task reward (points) as arXiv 2604.16259 reports them."""
 
 
-def section(run: RunData) -> Section:
-    """The sentence that answers the run and the figures behind it."""
-    parts: list[Part] = [_verdict(run), *_changes(run), *_alarms(run)]
+def section(run: RunData, running: bool = False) -> Section:
+    """The sentence that answers the run and the figures behind it; `running`: it goes on."""
+    parts: list[Part] = [_verdict(run, running), *_changes(run), *_alarms(run)]
     if run.results is not None:
         parts += [_main_table(run.results), _stability(run.results), *_best_table(run.results), *_differences(run)]
     elif run.summary is not None:
         parts.append(_summary(run.summary))
     if run.runs:
-        parts.append(_seeds(run))
+        parts.append(_seeds(run, running))
     parts += _reported(run)
     return section_of("verdict", "Verdict", parts, "")
 
 
-def _verdict(run: RunData) -> Verdict:
+def _verdict(run: RunData, running: bool) -> Verdict:
     """The sentence; with the gain large and in plain words before it where the run has one."""
     told = (run.results or {}).get("verdict") or {}
     gain, rival = told.get("gain") or {}, told.get("chosen")
     value, low, high = (finite(gain.get(key)) for key in ("estimate", "low", "high"))
     if value is None or rival is None:
-        return Verdict(sentence(run))
+        return Verdict(sentence(run, running))
     interval = "" if low is None or high is None else f"[{_signed(low)}, {_signed(high)}]"
     return Verdict(
-        sentence(run),
+        sentence(run, running),
         _signed(value),
         "points",
         f"95 % interval {interval}" if interval else "",
@@ -128,15 +128,16 @@ def _changes(run: RunData) -> Iterator[Chart]:
         yield chart
 
 
-def sentence(run: RunData) -> str:
-    """The answer of the run in one sentence; what can be said so far where it is unfinished."""
+def sentence(run: RunData, running: bool = False) -> str:
+    """The answer of the run in one sentence; what can be said so far where it is unfinished (`running`: and goes on)."""
     if run.results is not None:
         said = plain_text(run.results["verdict"]["sentence"])
         return said[:1].upper() + said[1:]
     if run.kind == "comparison":
-        return f"No verdict yet: {len(run.finished)} of {len(run.planned)} jobs are done."
+        begin = "No verdict yet" if running else "Unfinished, no verdict"
+        return f"{begin}: {len(run.finished)} of {len(run.planned)} jobs are done."
     if run.kind == "training":
-        return _training_sentence(run.runs[0])
+        return _training_sentence(run.runs[0], running)
     accuracy = (run.summary or {}).get("accuracy")
     model = plain_text(run.config.get("model", "the model"))
     return (
@@ -144,11 +145,12 @@ def sentence(run: RunData) -> str:
     )
 
 
-def _training_sentence(run: TrainingRun) -> str:
+def _training_sentence(run: TrainingRun, running: bool) -> str:
     steps, values = run.series(VALIDATION)
     planned = run.config.get("steps")
-    done = run.metrics[-1]["step"] if run.metrics else 0
-    text = f"{plain_text(run.regime)}: {done}{f' of {planned}' if planned else ''} steps"
+    text = f"{plain_text(run.regime)}: {run.last_step}{f' of {planned}' if planned else ''} steps"
+    if not run.trained or run.stopped:
+        text += f" ({'stopped' if run.stopped else 'running' if running else 'unfinished'})"
     if not values:
         return f"{text}; no validation check yet"
     best = max(range(len(values)), key=values.__getitem__)
@@ -298,27 +300,33 @@ def _p_text(p_value: float | None) -> str:
     return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
 
 
-def _seeds(run: RunData) -> DataTable:
+def state(run: RunData, job: TrainingRun, running: bool = False) -> str:
+    """`finished`, `stopped at step N: reason`, `unfinished at step N`, or `running` where the run goes on."""
+    step = (job.complete or {}).get("last_step", job.last_step)
+    if job.stopped:
+        return f"stopped at step {step}: {job.stopped}"
+    if job.complete is not None or (job.trained and run.kind == "training"):
+        return "finished"
+    if running:
+        return "running"
+    return "trained, not evaluated" if job.trained else f"unfinished at step {step}"
+
+
+def _seeds(run: RunData, running: bool) -> DataTable:
     table: list[list[Cell]] = []
     for job in run.runs:
         steps, values = job.series(VALIDATION)
         best = max(range(len(values)), key=values.__getitem__) if values else None
-        complete = job.complete or {}
-        done = job.metrics[-1]["step"] if job.metrics else 0
-        ended = run.kind == "training" and done == job.config.get("steps")
-        state = "finished" if job.complete or ended else "running"
-        if complete.get("stopped"):
-            state = f"stopped: {plain_text(complete['stopped'])}"
         table.append(
             [
                 job.regime,
                 str(job.seed),
-                str(complete.get("last_step", done)),
+                str((job.complete or {}).get("last_step", job.last_step)),
                 number(values[0] if values else None, 100),
                 number(values[-1] if values else None, 100),
                 MISSING if best is None else f"{number(values[best], 100)} at step {steps[best]}",
                 str(len(job.alarms)),
-                state,
+                state(run, job, running),
             ]
         )
     return DataTable(
