@@ -225,9 +225,7 @@ def condition_table(runs: Sequence[Run]) -> str:
     rows = []
     for condition in CONDITIONS:
         own = [run for run in runs if run.condition == condition]
-        truths = ", ".join(
-            f"{count(own, kind)} {kind}" for kind in ("collapsed", "between", "healthy") if count(own, kind)
-        )
+        truths = ", ".join(run.truth for run in own)  # by seed, as the columns beside it
         stops = [str(run.stop.step) if run.stop else "–" for run in own]
         accuracy = [f"{100 * max(run.checks):.0f} → {100 * run.checks[-1]:.0f}" for run in own]
         kinds = sorted({str(run.stop.kind) for run in own if run.stop})

@@ -203,6 +203,7 @@ def _compare(command: CompareCommand) -> None:
         _print_tuning(console, result)
         return
     settings = QUICK_DIAGNOSTICS if command.quick else None
+    console.print(f"a page follows the runs: {folder / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
     with ProgressDisplay(console) as display:
         results = experiment.compare(
             config, folder, display.on_start, display.on_event, display.on_diagnostic, settings
@@ -277,7 +278,9 @@ def _train(command: TrainCommand) -> None:
 
     _, progress = train(command.settings, command.out, watchers=[show], on_alarm=warn)
     best = (
-        f"; the best by validation, of step {progress.best_step}, in {command.out}/best" if progress.best_step else ""
+        f"; the best by validation, of step {progress.best_step} ({progress.best_accuracy:.1%}), in {command.out}/best"
+        if progress.best_step
+        else ""
     )
     if progress.collapsed:
         console.print(

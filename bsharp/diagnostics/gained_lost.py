@@ -33,7 +33,7 @@ def gained_lost(
     that is at least `threshold`. Greedy records are left out. Problems without a graded sample, of the base or in any seed
     of the regime, are in none of the four lists; `left_out` counts them, and a share without samples is null.
 
-    Per regime: the ids, their counts by family, by the base's share (`0` alone, then intervals open below and closed above)
+    Per regime: the ids, their counts by family, by the base's share (`0` alone, then quarters closed below: half is in `50–75 %`)
     and by difficulty, and
 
     * `p_value`: the exact McNemar test (McNemar 1947, Psychometrika 12:153), two-sided: under "gained and lost are
@@ -133,7 +133,8 @@ def _counts(outcome: Mapping[int, str], labels: Mapping[int, str], order: Sequen
 
 
 def _base_bin(share: float) -> str:
-    return BASE_BINS[int(np.ceil(np.round(4 * share, 9)))]
+    # Rounded, because a share of 3/4 computed over seeds must fall into the bin that it opens.
+    return BASE_BINS[0 if share == 0 else 1 + min(3, int(np.floor(np.round(4 * share, 9))))]
 
 
 def _by_chance(right: Counts, graded: Counts, regime_graded: Counts, threshold: float) -> dict[str, Any]:

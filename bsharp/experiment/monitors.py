@@ -61,7 +61,7 @@ def alarms_for(config: TrainConfig, run: RunDirectory, on_alarm: Callable[[str],
         raised = alarm.observe(step, metrics)
         if on_alarm:
             for item in raised:
-                on_alarm(item.sentence)
+                on_alarm(f"{'collapse alarm' if item.stops else 'notice'}: {item.sentence}")
         return [item.as_json() for item in raised]
 
     return observe

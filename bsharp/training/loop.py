@@ -115,9 +115,14 @@ def train_policy(
             progress.best_accuracy, progress.best_step = metrics["validation/accuracy"], step
             save_policy(policy, run.path / "best")
             new_best = True
-        collapse = _log(run, step, _json_safe(metrics), probed, alarms)
+        raised = list(alarms(step, _json_safe(metrics))) if alarms else []
+        collapse = next((alarm["sentence"] for alarm in raised if alarm["stops"]), None)
         if collapse and config.stop_on_collapse and not progress.stopped:
             progress.stopped, progress.collapsed = collapse, True
+            if validate and not check:  # else the last accuracy on record would be that of healthier weights
+                generator.sync_weights(policy.model, step)
+                metrics |= validate(policy, step)
+        _log(run, step, metrics, probed, raised)
         for watcher in watchers:
             watcher(step, metrics)
         if snapshots and (step % config.watch.snapshot_every == 0 or step == config.steps or progress.stopped):
@@ -201,7 +206,7 @@ def _give_up(
     )
     progress.stopped_at = step
     # A null gradient norm marks the trace as broken for the stability rule.
-    _log(run, step, {"grad_norm": None}, None, alarms)
+    _log(run, step, {"grad_norm": math.nan}, None, list(alarms(step, {"grad_norm": None})) if alarms else [])
     save_checkpoint(run.path / "checkpoints", policy, optimizer, progress, critic)
     return progress
 
@@ -209,18 +214,16 @@ def _give_up(
 def _log(
     run: RunDirectory,
     step: int,
-    metrics: Mapping[str, float | None],
+    metrics: Mapping[str, float],
     probed: Mapping[str, Any] | None,
-    alarms: Alarms | None,
-) -> str | None:
-    """Append what the step gave; the sentence of an alarm that the output has degenerated, if there is one."""
-    run.append("metrics.jsonl", {"step": step, **metrics})
+    raised: Sequence[Mapping[str, Any]],
+) -> None:
+    """Append what the step gave."""
+    run.append("metrics.jsonl", {"step": step, **_json_safe(metrics)})
     if probed:
         run.append("gradients.jsonl", probed)
-    raised = list(alarms(step, metrics)) if alarms else []
     for alarm in raised:
         run.append("alarms.jsonl", alarm)
-    return next((alarm["sentence"] for alarm in raised if alarm["stops"]), None)
 
 
 def _set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int) -> None:

@@ -62,12 +62,13 @@ def test_the_base_against_itself_gains_and_loses_nothing() -> None:
     assert len(found["kept"]) + len(found["never"]) == 24
 
 
-def test_bins_of_the_base_are_open_below_and_closed_above_with_zero_alone() -> None:
+def test_bins_of_the_base_are_closed_below_with_zero_alone_so_that_none_mixes_solved_and_unsolved() -> None:
     base = answered([["7"] * right + ["8"] * (8 - right) for right in range(9)])
     found = gained_lost({"base": [base], "regime": [base]})["regimes"]["regime"]
     sizes = {label: sum(row.values()) for label, row in found["by_base"].items()}
-    assert sizes == {"0": 1, "0–25 %": 2, "25–50 %": 2, "50–75 %": 2, "75–100 %": 2}
-    assert found["by_base"]["25–50 %"] == {"kept": 1, "gained": 0, "lost": 0, "never": 1}
+    assert sizes == {"0": 1, "0–25 %": 1, "25–50 %": 2, "50–75 %": 2, "75–100 %": 3}
+    assert found["by_base"]["25–50 %"] == {"kept": 0, "gained": 0, "lost": 0, "never": 2}
+    assert found["by_base"]["50–75 %"] == {"kept": 2, "gained": 0, "lost": 0, "never": 0}
 
 
 def test_the_counts_by_family_base_and_difficulty_add_up_to_the_lists() -> None:

@@ -115,6 +115,7 @@ class _AlarmAtStepTwo:
         return [self] if step == 2 else []
 
     sentence = "The completions are empty since step 2."
+    stops = True
 
     def as_json(self) -> dict[str, Any]:
         return {"step": 2, "since": 2, "kind": "length", "sentence": self.sentence, "stops": True}
@@ -126,13 +127,17 @@ def test_a_collapse_is_told_and_ends_the_run_only_where_asked_to(
 ) -> None:
     monkeypatch.setattr(monitors, "CollapseAlarm", _AlarmAtStepTwo)
     told: list[str] = []
-    config = dataclasses.replace(SMALL, stop_on_collapse=stop)
+    validation = dataclasses.replace(SMALL.validation, every=4)
+    config = dataclasses.replace(SMALL, stop_on_collapse=stop, validation=validation)
     policy, progress = train(config, tmp_path, bench, on_alarm=told.append)
-    assert told == [_AlarmAtStepTwo.sentence]
-    assert [row["sentence"] for row in rows(tmp_path, "alarms.jsonl")] == told
+    assert told == [f"collapse alarm: {_AlarmAtStepTwo.sentence}"]
+    assert [row["sentence"] for row in rows(tmp_path, "alarms.jsonl")] == [_AlarmAtStepTwo.sentence]
     assert progress.step == last_step
     assert progress.stopped == (_AlarmAtStepTwo.sentence if stop else None)
     assert progress.collapsed == stop
+    # The weights at which a run is stopped are checked, whenever that is.
+    checked = [row["step"] for row in rows(tmp_path, "metrics.jsonl") if "validation/accuracy" in row]
+    assert checked == [0, last_step]
     if stop:
         moved = load_difference(tmp_path / "snapshots" / "step_000002.safetensors", bench.base.model)
         own = flat_weights(policy.model) - flat_weights(bench.base.model)

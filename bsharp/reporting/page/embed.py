@@ -19,7 +19,7 @@ import urllib.parse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["base64_gzip", "csv_text", "data_script", "escape", "href", "json_text", "plain_data", "visible"]
+__all__ = ["base64_gzip", "csv_text", "data_script", "escape", "href", "json_text", "plain_data", "prose", "visible"]
 
 COMPRESS_ABOVE = 16_384
 """Characters of JSON above which a data script is compressed."""
@@ -28,6 +28,8 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028\u2029\u202a-\u202e\u2060-\u206f\ufeff]"
 )
+_CODE = re.compile(r"`([^`\n]+)`")
+_FLAG = re.compile(r"(?<!\S)--[a-z][\w-]*(?: [^\s-]\S{0,29}(?!\S))?")  # with a short value
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 _SCRIPT_UNSAFE = re.compile("[<>&\u2028\u2029]")
 
@@ -51,6 +53,23 @@ def _picture(match: re.Match[str]) -> str:
 def escape(text: object) -> str:
     """`visible(text)` as HTML text or a quoted attribute's value."""
     return html.escape(visible(text), quote=True)
+
+
+def prose(text: object) -> str:
+    """`escape(text)` with each pair of backticks on one line as a code element.
+
+    >>> prose("see `a < b`")
+    'see <code>a &lt; b</code>'
+    """
+    return _CODE.sub(_code, escape(text))
+
+
+def _code(match: re.Match[str]) -> str:
+    return f"<code>{_FLAG.sub(_unbroken, match[1])}</code>"
+
+
+def _unbroken(match: re.Match[str]) -> str:
+    return f'<span class="word">{match[0]}</span>'
 
 
 def href(path: str) -> str:

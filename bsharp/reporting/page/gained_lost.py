@@ -17,6 +17,12 @@ _GROUPINGS = {
     "by_base": ("base", "how often the base is right (share of samples)"),
     "by_difficulty": ("difficulty", "difficulty (the task's own scale)"),
 }
+_CAPTIONS = {
+    "base": "Among problems that the base solves rarely, on the left, and often, on the right: bars up are gained, down and "
+    "paler lost; the data file counts those kept as well. A share of 50 % counts as solved and stands in 50–75 %, so only "
+    "problems below 50 % can be gained and only those from 50 % lost; 0 stands alone. Changes close to 50 % may be chance; "
+    "alarming are losses at 75–100 %, among problems that the base solves nearly always.",
+}
 
 
 def gained_lost_parts(problems: Mapping[str, Any]) -> list[Part]:
@@ -144,8 +150,7 @@ def _chart(name: str, axis: str, key: str, groups: list[Any], regimes: Mapping[s
     return Chart(
         f"gained-lost-by-{name}",
         f"Problems gained and lost by {name if name != 'base' else 'base difficulty'}",
-        "Bars up: problems gained; down, paler: lost. A regime that only sharpens gains where the base "
-        "is often right and loses where it is rarely right.",
+        _CAPTIONS.get(name, "Bars up: problems gained; down, paler: lost. The data file counts the kept as well."),
         traces,
         {
             "barmode": "relative",

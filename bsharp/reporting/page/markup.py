@@ -10,7 +10,7 @@ from itertools import groupby
 from pathlib import PurePosixPath
 from typing import Any
 
-from bsharp.reporting.page.embed import csv_text, data_script, escape, href, plain_data
+from bsharp.reporting.page.embed import csv_text, data_script, escape, href, plain_data, prose
 from bsharp.reporting.page.parts import (
     Callout,
     Chart,
@@ -64,7 +64,7 @@ def run_html(run: RunPage, files: Files, regime_class: Mapping[str, str], severa
 
 
 def _section(section: Section, element: str, number: int, place: Place) -> str:
-    absent = "" if section.absent is None else f'<p class="absent">{escape(section.absent)}</p>'
+    absent = "" if section.absent is None else f'<p class="absent">{prose(section.absent)}</p>'
     return (
         f'<section id="{element}" aria-labelledby="{element}-h" tabindex="-1">'
         f'<h2 id="{element}-h"><span class="number">{number}</span> {escape(section.title)}</h2>{absent}'
@@ -84,12 +84,12 @@ def _part(part: Part, place: Place) -> str:
         case Verdict():
             return _verdict(part)
         case Paragraph():
-            return f"<p>{escape(part.text)}</p>"
+            return f"<p>{prose(part.text)}</p>"
         case Callout():
             kind = part.kind if part.kind in _KINDS else "note"
-            return f'<p class="callout {kind}" role="note"><strong>{_KINDS[kind]}.</strong> {escape(part.text)}</p>'
+            return f'<p class="callout {kind}" role="note"><strong>{_KINDS[kind]}.</strong> {prose(part.text)}</p>'
         case Definitions():
-            items = "".join(f"<div><dt>{escape(term)}</dt><dd>{escape(text)}</dd></div>" for term, text in part.items)
+            items = "".join(f"<div><dt>{escape(term)}</dt><dd>{prose(text)}</dd></div>" for term, text in part.items)
             return f"<dl>{items}</dl>"
         case FileLinks():
             return f'<ul class="files">{_links(part.items)}</ul>'
@@ -118,12 +118,16 @@ def _part(part: Part, place: Place) -> str:
 
 def _verdict(part: Verdict) -> str:
     if not part.figure:
-        return f'<p class="verdict">{escape(part.text)}</p>'
+        return f'<p class="verdict">{escape(part.text)}</p>{_basis(part)}'
     return (
         f'<div class="answer"><p class="figure"><span>{escape(part.figure)}</span> {escape(part.unit)} '
         f'<span class="interval">{escape(part.interval)}</span></p><p class="verdict">{escape(part.meaning)}</p>'
-        f'<p class="said">{escape(part.text)}</p></div>'
+        f'{_basis(part)}<p class="said">{escape(part.text)}</p></div>'
     )
+
+
+def _basis(part: Verdict) -> str:
+    return f'<p class="basis">{escape(part.basis)}</p>' if part.basis else ""
 
 
 def _choice(part: Choice, place: Place) -> str:
@@ -161,7 +165,7 @@ def _term_id(run_id: str, key: str) -> str:
 
 def _glossary(part: Glossary, place: Place) -> str:
     items = "".join(
-        f'<div id="{escape(_term_id(place.run_id, key))}" tabindex="-1"><dt>{escape(term)}</dt><dd>{escape(text)}</dd></div>'
+        f'<div id="{escape(_term_id(place.run_id, key))}" tabindex="-1"><dt>{escape(term)}</dt><dd>{prose(text)}</dd></div>'
         for key, term, text in part.items
     )
     search = '<input type="search" placeholder="term or word" aria-label="Search the glossary">'
@@ -203,7 +207,7 @@ def _chart(chart: Chart, place: Place) -> str:
         f'<figure class="chart" id="{element}" data-name="{chart.chart_id}" aria-labelledby="{element}-t">'
         f'<h3><span id="{element}-t">{escape(chart.title)}</span>{help_links}</h3>'
         f'<div class="plot" style="height:{int(chart.height)}px" role="img" aria-labelledby="{element}-t"></div>'
-        f"<figcaption>{escape(chart.caption)}</figcaption>"
+        f"<figcaption>{prose(chart.caption)}</figcaption>"
         '<p class="save">Save as <button type="button" data-save="svg">SVG</button>'
         '<button type="button" data-save="png">PNG</button><button type="button" data-save="csv">CSV</button>'
         f'<a href="{escape(href(path))}">data file</a></p></figure>'

@@ -106,13 +106,15 @@ class DataTable:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The answer of the run. `figure`, its `unit` and its 95 % `interval` stand large, `meaning` says what they mean."""
+    """The answer of the run. `figure`, its `unit` and its 95 % `interval` stand large, `meaning` says what they mean and
+    `basis` what they rest on."""
 
     text: str
     figure: str = ""
     unit: str = ""
     interval: str = ""
     meaning: str = ""
+    basis: str = ""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from bsharp.reporting.page.embed import csv_text, data_script, escape, href
+from bsharp.reporting.page.embed import csv_text, data_script, escape, href, prose
 from bsharp.reporting.page.parts import Cell, DataTable, GainedLost, ProblemLink, RegimeChange
 from bsharp.reporting.page.place import Place
 
@@ -47,7 +47,7 @@ def table_html(table: DataTable, place: Place) -> str:
     content = (
         f'<div class="scroll" tabindex="0" role="region" aria-labelledby="{element}-t"><table aria-labelledby="{element}-t">'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-        f'<p class="caption">{escape(table.caption)} <a href="{escape(href(path))}">data file</a></p>'
+        f'<p class="caption">{prose(table.caption)} <a href="{escape(href(path))}">data file</a></p>'
     )
     if table.folded:
         rows = f'<span class="rows">{len(table.rows)} rows</span>'

@@ -302,3 +302,43 @@ def test_the_page_and_python_show_the_same_characters(browser: Any, page_file: P
     with opened(browser, page_file) as page:
         script = f"(codes) => {{ {code}; return codes.map((code) => visible(String.fromCharCode(code))); }}"
         assert json.loads(json.dumps(page.evaluate(script, codes))) == [visible(chr(code)) for code in codes]
+
+
+def test_no_button_of_a_chart_sends_it_anywhere(browser: Any, page_file: Path) -> None:
+    with opened(browser, page_file) as page:
+        drawn_all(page)
+        titles = page.evaluate(
+            "[...document.querySelectorAll('.modebar-btn')].map((b) => (b.dataset.title || '') + ' ' + (b.title || ''))"
+        )
+        assert any("Zoom in" in title for title in titles)
+        assert [
+            t for t in titles if any(word in t.lower() for word in ("share", "cloud", "chart studio", "edit"))
+        ] == []
+
+
+@pytest.mark.parametrize("viewport", [WIDE, PHONE, {"width": 1000, "height": 420}])
+def test_a_count_brings_the_chosen_problem_of_the_list_into_view(
+    browser: Any, page_file: Path, viewport: dict[str, int]
+) -> None:
+    with opened(browser, page_file, viewport=viewport) as page:
+        page.locator(".completions").scroll_into_view_if_needed()
+        page.wait_for_selector(".problem[aria-current]")
+        page.evaluate("document.querySelector('.list-pane').scrollTop = 1e6")
+        page.locator("td.gained button").first.click()
+        page.wait_for_selector(".problem[aria-current]")
+        inside = """(() => {
+            const box = (selector) => document.querySelector(selector).getBoundingClientRect();
+            const [row, pane] = [box('.problem[aria-current]'), box('.list-pane')];
+            return row.top >= Math.max(0, pane.top) && row.bottom <= Math.min(innerHeight, pane.bottom); })()"""
+        until(page, inside)
+
+
+def test_the_columns_of_the_flagged_estimates_do_not_overlap(browser: Any, comparison_page: Path) -> None:
+    with opened(browser, comparison_page) as page:
+        page.evaluate("document.querySelectorAll('section details').forEach((fold) => { fold.open = true; })")
+        over = """[...document.querySelectorAll('[id$="--flagged"] :is(td, th)')].filter((cell) => {
+            const right = cell.getBoundingClientRect().right + 1;
+            return [...cell.querySelectorAll('bdi')].some((text) => text.getBoundingClientRect().right > right);
+        }).length"""
+        assert page.locator("[id$='--flagged'] tbody tr").count() > 0
+        assert page.evaluate(over) == 0

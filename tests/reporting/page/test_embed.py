@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bsharp.reporting.page.embed import csv_text, data_script, escape, href, json_text, plain_data, visible
+from bsharp.reporting.page.embed import csv_text, data_script, escape, href, json_text, plain_data, prose, visible
 
 # Every character, lone surrogates included, and the ones that matter often.
 TEXTS = st.text(
@@ -112,3 +112,12 @@ def test_csv_leaves_undefined_numbers_empty() -> None:
 def test_uneven_columns_are_refused() -> None:
     with pytest.raises(ValueError, match="differ in length"):
         csv_text({"a": [1], "b": [1, 2]})
+
+
+def test_backticks_in_prose_are_code_whose_flags_stay_whole_and_the_rest_stays_text() -> None:
+    assert prose("`bsharp diagnose a --only surface`.") == (
+        '<code>bsharp diagnose a <span class="word">--only surface</span></code>.'
+    )
+    assert prose("`<b>` and <i>") == "<code>&lt;b&gt;</code> and &lt;i&gt;"
+    assert prose("one ` alone") == "one ` alone"
+    assert prose("`a\nb`") == "`a\nb`"

@@ -195,6 +195,7 @@ def test_an_unfinished_comparison_says_how_far_it_is(tmp_path: Path) -> None:
     assert unbuilt(sections) == []
     assert [part.text for part in parts_of(sections, Verdict)] == ["Unfinished, no verdict: 5 of 7 jobs are done."]
     assert "2 of 7 jobs are missing (sharpening/seed_1, tilted/seed_1)" in callouts(sections, "limits")
+    assert "the same `bsharp compare` command again to finish it" in callouts(sections, "verdict")
     assert "ended" in (sections["at_k"].absent or "")
     assert chart(sections, "curve_reward").columns["sharpening seed 1"][-1] is None
     states = {(row["regime"], row["seed"]): row["state"] for row in table(sections, "seeds")}
@@ -202,6 +203,18 @@ def test_an_unfinished_comparison_says_how_far_it_is(tmp_path: Path) -> None:
     sections = {section.section_id: section for section in build_sections(load_run(path), path, running=True)}
     assert [part.text for part in parts_of(sections, Verdict)] == ["No verdict yet: 5 of 7 jobs are done."]
     assert {row["state"] for row in table(sections, "seeds")} == {"finished", "running"}
+    assert "Unfinished" not in callouts(sections, "verdict")
+
+
+def test_while_a_run_goes_on_that_there_was_no_alarm_is_no_good_news_yet(comparison: Path) -> None:
+    for path in comparison.glob("*/seed_*/alarms.jsonl"):
+        path.unlink()
+    for running, kind, text in (
+        (True, "note", "No collapse alarm so far"),
+        (False, "ok", "No collapse alarm was raised"),
+    ):
+        verdict = build_sections(load_run(comparison), comparison, running)[0]
+        assert [part.kind for part in verdict.parts if isinstance(part, Callout) and text in part.text] == [kind]
 
 
 @pytest.mark.parametrize("make", [make_training, make_evaluation])
@@ -311,18 +324,47 @@ def spoil(comparison: Path, change: Callable[[dict[str, Any]], None]) -> str:
     return callouts(sections_of(comparison), "limits")
 
 
-def set_widths(results: dict[str, Any], width: float) -> None:
+def set_widths(results: dict[str, Any], width: float, centre: float = 0.01) -> None:
     figures = [regime["delta"] for regime in results["regimes"].values()]
     figures += [figure for others in results["differences"].values() for figure in others.values()]
     for figure in figures:
-        figure |= {"estimate": 0.2, "low": 0.2 - width, "high": 0.2 + width}
+        figure |= {"estimate": centre, "low": centre - width, "high": centre + width}
 
 
-def test_comparisons_wider_than_five_points_are_under_powered(comparison: Path) -> None:
+def test_undecided_comparisons_wider_than_five_points_are_under_powered(comparison: Path) -> None:
     assert "Under-powered" not in spoil(comparison, lambda results: set_widths(results, 0.049))
     told = spoil(comparison, lambda results: set_widths(results, 0.051))
-    assert "6 of 6 comparisons have an interval of more than ± 5 points" in told
+    assert "6 of 6 comparisons have an interval that includes 0 and is wider than ± 5 points" in told
     assert "task_reward against sharpening (± 5.1)" in told
+    clear = spoil(comparison, lambda results: set_widths(results, 0.1, centre=0.2))
+    assert "Under-powered" not in clear
+    assert "Undecided" not in clear
+
+
+@pytest.mark.parametrize(
+    ("problems", "seeds", "warning"),
+    [
+        (512, 3, None),
+        (200, 2, None),
+        (199, 3, "Too few to conclude from: 199 problems."),
+        (512, 1, "Too few to conclude from: one seed."),
+        (63, 1, "Too few to conclude from: one seed, 63 problems."),
+    ],
+)
+def test_the_verdict_says_what_it_rests_on_and_warns_of_one_seed_or_few_problems(
+    comparison: Path, problems: int, seeds: int, warning: str | None
+) -> None:
+    def change(results: dict[str, Any]) -> None:
+        results["base"]["counts"] |= {"problems": problems, "samples_per_problem": 16}
+        for regime in results["regimes"].values():
+            regime["counts"]["seeds"] = seeds
+
+    edit(comparison / "results.json", change)
+    found = sections_of(comparison)
+    (verdict,) = parts_of(found, Verdict)
+    assert verdict.basis == f"{problems} test problems × 16 samples, {seeds} training seed{'s' * (seeds > 1)}"
+    said = [part.text for part in found["verdict"].parts if isinstance(part, Callout) and "Too few" in part.text]
+    assert said == ([] if warning is None else [warning])
 
 
 def test_one_seed_two_seeds_truncated_and_ungraded_samples_are_said(comparison: Path) -> None:

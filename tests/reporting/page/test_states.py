@@ -83,6 +83,8 @@ def test_a_training_run_ends_as_its_last_checkpoint_says(
     assert state_of(sections) == state
     assert limit in said(sections["limits"])
     assert ("stopped early (" in said(sections["limits"])) == ("stopped" in progress)
+    assert "One training run has one seed and no comparison" in said(sections["limits"])
+    assert ("same `bsharp train` command" in said(sections["verdict"])) == state.startswith("unfinished")
     assert sentence in parts_of(sections["verdict"], Verdict)[0].text
 
 

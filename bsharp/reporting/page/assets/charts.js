@@ -121,13 +121,17 @@ function drawChart(figure) {
   return drawings.get(figure);
 }
 
+// Named one by one: a newer plotly adds buttons, among them one that uploads the chart.
+const CONFIG = { responsive: true, displaylogo: false, showSendToCloud: false, plotlyServerURL: "", editable: false,
+  modeBarButtons: [["zoom2d", "pan2d"], ["zoomIn2d", "zoomOut2d", "autoScale2d", "resetScale2d"], ["toImage"]] };
+
 async function draw(figure) {
   const plot = figure.querySelector(".plot");
   try {
     const [Plotly, data] = await Promise.all([loadPlotly(), readData(figure.id + "-data")]);
     fitHeight(plot, data);
     const { traces, layout } = figureOf(data, plot.clientWidth);
-    await Plotly.newPlot(plot, traces, layout, { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"],
+    await Plotly.newPlot(plot, traces, layout, { ...CONFIG,
       toImageButtonOptions: { filename: figure.dataset.name, scale: 2 } });
     return data;
   } catch (problem) {

@@ -86,7 +86,19 @@ class Browser {
     this.set({ selection, query: "", show: "all", family: "", role: "", grade: "", problem: selection[0] ?? null,
       ...(at >= 0 ? { about: at, models: [...new Set([0, at, ...this.state.models])].sort((a, b) => a - b) } : {}) });
     this.root.scrollIntoView({ block: "start" });
+    this.showSelected();
     this.detail.focus({ preventScroll: true });
+  }
+
+  /** The chosen problem in view, of the list, which scrolls by itself, and of the window. */
+  showSelected() {
+    const row = this.list.querySelector("[aria-current]");
+    if (!row) return;
+    const pane = this.list.parentElement;
+    const from = row.getBoundingClientRect().top - pane.getBoundingClientRect().top;
+    if (from < 0 || from + row.offsetHeight > pane.clientHeight) pane.scrollTop += from - row.offsetHeight;
+    const { top, bottom } = row.getBoundingClientRect();
+    if (top < 0 || bottom > innerHeight) row.scrollIntoView({ block: "center" }); // below the filters of a small screen
   }
 
   set(changes) {

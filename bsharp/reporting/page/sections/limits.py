@@ -24,7 +24,7 @@ from bsharp.reporting.page.sections.common import diagnose, half_width, notes_in
 __all__ = ["WIDE", "section"]
 
 WIDE = 5.0
-"""Points. A comparison whose interval is wider to one side than this cannot see a change that matters."""
+"""Points. A comparison that finds nothing with an interval wider to one side than this may have missed what matters."""
 TRUNCATED = 0.01
 FEW_PROBLEMS = 100
 
@@ -63,6 +63,11 @@ def _unfinished(run: RunData, running: bool) -> Iterator[str]:
             yield f"The comparison is unfinished: {len(missing)} of {len(run.planned)} jobs are missing ({shown})."
         else:
             yield "All jobs are done, but the comparison has not written its results yet."
+    if run.kind == "training":
+        yield (
+            "One training run has one seed and no comparison: it shows neither how much training varies nor what another "
+            "objective would have done. `bsharp compare` does."
+        )
     for job in run.runs if run.kind == "training" else ():
         if not job.trained:
             steps = job.config.get("steps", "an unknown number of")
@@ -90,27 +95,29 @@ def _seeds(results: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _wide(results: Mapping[str, Any]) -> Iterator[str]:
-    """Comparisons whose half-width exceeds `WIDE` points, widest first."""
+    """Comparisons whose interval includes 0: under-powered those wider than ± `WIDE` points, widest first, then all."""
     compared = {f"{name} against base": regime["delta"] for name, regime in results["regimes"].items()}
     for name, others in results["differences"].items():
         compared |= {f"{name} against {other}": figure for other, figure in others.items()}
-    widths = {name: width for name, figure in compared.items() if (width := half_width(figure)) is not None}
-    wide = sorted((name for name, width in widths.items() if width > WIDE), key=lambda name: -widths[name])
+    undecided = {
+        name: half_width(figure) or 0.0
+        for name, figure in compared.items()
+        if number_of(figure, "low", 1) <= 0 <= number_of(figure, "high", -1)
+    }
+    wide = sorted((name for name, width in undecided.items() if width > WIDE), key=lambda name: -undecided[name])
     if wide:
-        shown = ", ".join(f"{plain_text(name)} (± {widths[name]:.1f})" for name in wide[:8])
-        more = f" and {len(wide) - 8} more" if len(wide) > 8 else ""
+        shown = _some([f"{name} (± {undecided[name]:.1f})" for name in wide])
         yield (
-            f"Under-powered: {len(wide)} of {len(compared)} comparisons have an interval of more than ± {WIDE:g} points: "
-            f"{shown}{more}. More seeds, then more problems, narrow them."
+            f"Under-powered: {len(wide)} of {len(compared)} comparisons have an interval that includes 0 and is wider than "
+            f"± {WIDE:g} points: {shown}. More seeds, then more problems, narrow them."
         )
-    undecided = [
-        name for name, figure in compared.items() if number_of(figure, "low", 1) <= 0 <= number_of(figure, "high", -1)
-    ]
     if undecided:
-        names = ", ".join(map(plain_text, undecided[:8])) + (
-            f" and {len(undecided) - 8} more" if len(undecided) > 8 else ""
-        )
-        yield f"Undecided: the interval includes 0 for {names}. That is no evidence of equality."
+        yield f"Undecided: the interval includes 0 for {_some(list(undecided))}. That is no evidence of equality."
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return ", ".join(map(plain_text, names[:8])) + more
 
 
 def _responses(results: Mapping[str, Any]) -> Iterator[str]:

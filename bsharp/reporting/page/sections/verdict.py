@@ -20,13 +20,14 @@ from bsharp.reporting.cells import (
 from bsharp.reporting.page.dots import Dot, dots
 from bsharp.reporting.page.glossary import GLOSSARY, axis_title
 from bsharp.reporting.page.load import RunData, TrainingRun, finite
-from bsharp.reporting.page.parts import Callout, Cell, Chart, DataTable, Paragraph, Part, Section, Verdict
+from bsharp.reporting.page.parts import Cell, Chart, DataTable, Paragraph, Part, Section, Verdict
+from bsharp.reporting.page.sections.alarms import alarms
+from bsharp.reporting.page.sections.basis import basis, too_few
 from bsharp.reporting.page.sections.common import figure_text, percent_text, section_of
 
 __all__ = ["REPORTED", "section", "sentence", "state"]
 
 VALIDATION = "validation/accuracy"
-MANY_ALARMS = 6
 SUMMARY = {
     "accuracy": "accuracy",
     "exact_match": "exact_match",
@@ -55,7 +56,7 @@ REPORTED: Mapping[str, tuple[float, str, str]] = {
 
 def section(run: RunData, running: bool = False) -> Section:
     """The sentence that answers the run and the figures behind it; `running`: it goes on."""
-    parts: list[Part] = [_verdict(run, running), *_changes(run), *_alarms(run)]
+    parts: list[Part] = [_verdict(run, running), *too_few(run), *_changes(run), *alarms(run, running)]
     if run.results is not None:
         parts += [_main_table(run.results), _stability(run.results), *_best_table(run.results), *_differences(run)]
     elif run.summary is not None:
@@ -72,7 +73,7 @@ def _verdict(run: RunData, running: bool) -> Verdict:
     gain, rival = told.get("gain") or {}, told.get("chosen")
     value, low, high = (finite(gain.get(key)) for key in ("estimate", "low", "high"))
     if value is None or rival is None:
-        return Verdict(sentence(run, running))
+        return Verdict(sentence(run, running), basis=basis(run))
     interval = "" if low is None or high is None else f"[{_signed(low)}, {_signed(high)}]"
     return Verdict(
         sentence(run, running),
@@ -80,6 +81,7 @@ def _verdict(run: RunData, running: bool) -> Verdict:
         "points",
         f"95 % interval {interval}" if interval else "",
         meaning(gain, str(rival)),
+        basis(run),
     )
 
 
@@ -156,55 +158,6 @@ def _training_sentence(run: TrainingRun, running: bool) -> str:
     best = max(range(len(values)), key=values.__getitem__)
     text += f", validation accuracy {100 * values[0]:.1f} % at step {steps[0]}, {100 * values[-1]:.1f} % at step {steps[-1]}"
     return text if best == len(values) - 1 else f"{text}, best {100 * values[best]:.1f} % at step {steps[best]}"
-
-
-def _alarms(run: RunData) -> Iterator[Part]:
-    found = [(job, alarm) for job in run.runs for alarm in job.alarms]
-    if len(found) <= MANY_ALARMS:
-        for job, alarm in found:
-            yield Callout("warning", f"{_whose(job)}, step {alarm['step']}: {_alarm_text(alarm)}")
-        if run.runs and not found:
-            yield Callout("ok", f"No collapse alarm was raised in {_count(len(run.runs), 'training run')}.")
-        return
-    stopped = sum(bool(alarm.get("stops")) for _, alarm in found)
-    whose = len({job.name for job, _ in found})
-    yield Callout(
-        "warning",
-        f"{len(found)} collapse alarms in {whose} of {_count(len(run.runs), 'training run')}, {stopped} of them grave "
-        "enough to stop a run; each is a row below and a cross on the learning curves.",
-    )
-    yield DataTable(
-        "alarms",
-        "Alarms",
-        "What the collapse alarm said during training. `since` is the step from which the figures are out of range.",
-        ("regime", "seed", "step", "since", "kind", "what happened"),
-        [
-            (
-                job.regime,
-                str(job.seed),
-                str(alarm["step"]),
-                str(alarm.get("since", MISSING)),
-                plain_text(alarm.get("kind", "")),
-                _alarm_text(alarm),
-            )
-            for job, alarm in found
-        ],
-        numeric=(1, 2, 3),
-    )
-
-
-def _alarm_text(alarm: Mapping[str, Any]) -> str:
-    said = plain_text(alarm.get("sentence", "an alarm without a sentence"))
-    advice = plain_text(alarm.get("advice") or "")
-    return said if not advice or advice in said else f"{said.rstrip('.')}. {advice}"
-
-
-def _whose(job: TrainingRun) -> str:
-    return f"{plain_text(job.regime)}, seed {job.seed}"
-
-
-def _count(count: int, noun: str) -> str:
-    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def _main_table(results: Mapping[str, Any]) -> DataTable:
