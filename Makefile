@@ -3,6 +3,11 @@
 # make diagnose  loss surface, input sensitivity and gradients after training of that comparison, then its page again
 # make test      lint, types, import contracts, tests; installs Debian's Chromium for the page where it may
 # make alarm     trains the runs behind docs/collapse_alarm.md, make variance measures what gradient variance costs
+# make forecast  what each regime can gain from the embedded base, from its samples alone, and what to do (about a minute)
+# make theory    the page of the exact small world, runs/theory.html, and every statement of it checked
+# make forecast-validation  fourteen bases, forecast and then trained: the tables of docs/forecast.md (about an hour and a half)
+# make forecast-coverage  simulated bias and coverage of the forecast; make closed-form  trained transformers against enumerated optima
+# make counterexamples  bases for which the usual statements about sharpening fail
 # make findings  the longer runs behind docs/findings.md, an hour and a half; make coverage  docs/intervals.md, a few minutes
 # PYTHON=python3.12 chooses the interpreter; PIP_ARGS is handed to pip (see README for the CPU build of torch).
 
@@ -17,7 +22,8 @@ ARGS ?=
 export OMP_WAIT_POLICY ?= passive
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: compare quick diagnose test lint browser findings tune pretrain coverage alarm variance clean
+.PHONY: compare quick diagnose forecast theory test lint browser findings tune pretrain coverage alarm variance clean
+.PHONY: forecast-validation forecast-coverage closed-form counterexamples
 
 compare: $(VENV)/.runtime
 	$(BIN)/bsharp compare $(ARGS)
@@ -27,6 +33,13 @@ quick: $(VENV)/.runtime
 
 diagnose: $(VENV)/.runtime
 	$(BIN)/bsharp diagnose $(ARGS)
+
+forecast: $(VENV)/.runtime
+	$(BIN)/bsharp forecast $(ARGS)
+
+theory: $(VENV)/.runtime
+	$(BIN)/bsharp theory --check
+	$(BIN)/bsharp theory
 
 pretrain: $(VENV)/.runtime
 	$(BIN)/bsharp pretrain $(ARGS)
@@ -57,6 +70,18 @@ alarm: $(VENV)/.dev
 
 variance: $(VENV)/.dev
 	$(BIN)/python benchmarks/gradient_variance_cost.py $(ARGS)
+
+forecast-validation: $(VENV)/.dev
+	$(BIN)/python benchmarks/forecast_validation.py $(ARGS)
+
+forecast-coverage: $(VENV)/.dev
+	$(BIN)/python benchmarks/forecast_coverage.py $(ARGS)
+
+closed-form: $(VENV)/.dev
+	$(BIN)/python benchmarks/closed_form.py $(ARGS)
+
+counterexamples: $(VENV)/.dev
+	$(BIN)/python benchmarks/counterexamples.py $(ARGS)
 
 coverage: $(VENV)/.dev
 	$(BIN)/python benchmarks/interval_coverage.py $(ARGS) > docs/intervals.md

@@ -16,11 +16,13 @@ from rich.console import Console
 
 from bsharp.config import (
     DEFAULT_REGIMES,
+    EMBEDDED_MODEL,
     PRETRAIN_PRESETS,
     CompareConfig,
     ConfigError,
     DiagnoseConfig,
     EvaluationConfig,
+    ForecastConfig,
     PretrainConfig,
     TrainConfig,
     build_config,
@@ -140,6 +142,45 @@ class ReportCommand:
     """File to write; by default report.html in the run's directory. Needed for several runs."""
 
 
+@dataclasses.dataclass(frozen=True)
+class ForecastCommand:
+    """Say from base samples alone, before any training, what each regime can gain, and what to do; minutes, not GPU weeks."""
+
+    settings: Annotated[ForecastConfig, Flat]
+    model: str | None = None
+    """Hub name or local folder of the base, or embedded:tiny; the default where no --records are given."""
+    tasks: tuple[str, ...] = ("math_mini", "gsm8k_lite")
+    """Task names."""
+    records: str | None = None
+    """Instead of sampling: a JSONL file of base samples, one a line, from any sampler (docs/forecast.md says which keys)."""
+    out: str = "runs/forecast"
+    """Directory for the samples, forecast.json, forecast.md and the page forecast.html."""
+    difficulties: tuple[int, ...] = ()
+    """Difficulties (1 to 3) of the embedded tasks' problems; none named means all."""
+    families: bool = False
+    """Print the table of every problem family as well."""
+    threads: int = 1
+    """CPU threads of torch."""
+    device: str = "cpu"
+    """Torch device."""
+    config: str | None = None
+    """TOML file with defaults for the settings; its keys are the field names."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TheoryCommand:
+    """Write the page of the exact small world, in which nothing is estimated; with --check, verify every statement of it."""
+
+    out: str = "runs/theory.html"
+    """File of the page; it needs no server and no network."""
+    check: bool = False
+    """Instead of the page: print every statement with both sides and the error; exit status 1 where one does not hold."""
+    worlds: bool = False
+    """With --check: print both sides in every world, not only in the one that comes closest to its bound."""
+    seed: int = 0
+    """Seed of the random worlds that --check looks at."""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point. Exit status 0: done; 1: failed; 2: the command line or a config is wrong; 130: interrupted."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
@@ -253,6 +294,52 @@ def _report(command: ReportCommand) -> None:
 
     page = write_report([Path(run) for run in command.runs], Path(command.out) if command.out else None)
     _console().print(f"The page: {page}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _forecast(command: ForecastCommand) -> None:
+    from rich.progress import Progress
+
+    from bsharp.experiment import forecast_model, forecast_records
+    from bsharp.reporting import print_forecast
+
+    console = _console()
+    if command.records is not None:
+        if command.model is not None:
+            raise ConfigError("--records are samples of a model already; give either --records or --model")
+        found = forecast_records(command.records, command.settings, command.out)
+    else:
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+            task = bar.add_task("base samples", total=None)
+            found = forecast_model(
+                command.model or EMBEDDED_MODEL,
+                command.tasks,
+                command.settings,
+                command.out,
+                command.difficulties,
+                command.threads,
+                command.device,
+                lambda done, total: bar.update(task, completed=done, total=total),
+            )
+    print_forecast(found, families=command.families)
+    console.print(f"Written to {command.out}: forecast.json, forecast.md", highlight=False, markup=False)
+    console.print(f"The page: {Path(command.out) / 'forecast.html'}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _theory(command: TheoryCommand) -> None:
+    from bsharp.experiment import theory_page
+
+    console = _console()
+    if command.check:
+        from bsharp.experiment import check_theory
+        from bsharp.reporting import print_checks
+
+        rows = check_theory(command.seed)
+        print_checks(rows, console, command.worlds)
+        if failed := sum(not row["holds"] for row in rows):
+            raise RuntimeError(f"{failed} of {len(rows)} checks do not hold; the rows marked ✗ say which")
+        return
+    path = theory_page(command.out)
+    console.print(f"The page: {path}  (open it in a browser)", highlight=False, markup=False, soft_wrap=True)
 
 
 def _train(command: TrainCommand) -> None:
@@ -467,4 +554,6 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "table": (TableCommand, _table),
     "diagnose": (DiagnoseCommand, _diagnose),
     "report": (ReportCommand, _report),
+    "forecast": (ForecastCommand, _forecast),
+    "theory": (TheoryCommand, _theory),
 }

@@ -24,6 +24,7 @@ __all__ = [
     "ConfigError",
     "DiagnoseConfig",
     "EvaluationConfig",
+    "ForecastConfig",
     "OptimizerConfig",
     "PretrainConfig",
     "SamplingConfig",
@@ -208,6 +209,41 @@ class EvaluationConfig:
     """Which problems."""
     seed: NonNegativeInt = 0
     """Seed of the problem set and of the sampling streams: equal seeds compare models on the same random streams."""
+    max_rows: PositiveInt = 1024
+    """Completions decoded at once; a matter of memory and speed only."""
+
+
+@dataclass(frozen=True, config=_strict)
+class ForecastConfig:
+    """What a forecast asks of the base before any training, and which regimes it is about."""
+
+    regimes: Annotated[tuple[str, ...], Field(min_length=1)] = DEFAULT_REGIMES
+    """Regimes to forecast, each `constructor`, `constructor(argument=value)` or `name=constructor(argument=value)`."""
+    alphas: Annotated[tuple[Annotated[float, Field(ge=1, allow_inf_nan=False)], ...], Field(min_length=1)] = (
+        1.0,
+        1.25,
+        1.5,
+        2.0,
+        2.5,
+        3.0,
+        3.5,
+        4.0,
+    )
+    """Exponents α of the curve of tempered sampling, π ∝ π_ref^α."""
+    beta_invs: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (0.5, 1.0, 2.0, 5.0, 10.0, 100.0, 10000.0)
+    """Inverse temperatures β⁻¹ of the curve of the tilt, π ∝ π_ref · exp(β⁻¹ r); the paper uses 100 and 10000."""
+    problems: PositiveInt = 256
+    """Problems in all, dealt evenly to the tasks and within a task to its families."""
+    samples: Annotated[int, Field(ge=2)] = 32
+    """Completions per problem, at temperature 1; more of them carry the forecast to larger α."""
+    max_new_tokens: PositiveInt = 48
+    """Token limit of a completion, as in the training that is forecast."""
+    fixed_length: bool = False
+    """Mask EOS out and renormalise, as in training at a fixed length."""
+    split: Literal["train", "validation", "test"] = "train"
+    """Which problems; those that training would draw from by default."""
+    seed: NonNegativeInt = 0
+    """Seed of the problem set and of the sampling streams."""
     max_rows: PositiveInt = 1024
     """Completions decoded at once; a matter of memory and speed only."""
 

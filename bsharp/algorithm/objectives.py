@@ -313,8 +313,9 @@ def hybrid(
 def entropy_minimisation() -> Objective:
     """J = E_pi[l] = -H(pi): every response is scored by the policy's own log-likelihood, no label and no base.
 
-    Optimum: any point mass; from the base, exact gradient flow ends in the base's mode. It is the KL towards a point
-    mass on the policy's own preference. Degenerate: a uniform policy has gradient 0 and stays.
+    Optimum: any point mass; from the base, exact natural-gradient flow ends in the base's mode, and so does gradient flow on
+    one logit per response; on logits per prefix it may end elsewhere. It is the KL towards a point mass on the policy's own
+    preference. Degenerate: a uniform policy has gradient 0 and stays.
     """
     return Objective(own_loglikelihood=1.0)
 

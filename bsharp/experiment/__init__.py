@@ -2,9 +2,11 @@
 
 from bsharp.experiment.comparison import compare, write_results
 from bsharp.experiment.diagnose import DIAGNOSTICS, Diagnostic, DiagnosticsFailed, diagnose
+from bsharp.experiment.forecast import forecast_model, forecast_records
 from bsharp.experiment.jobs import Event, Job, JobFailed
 from bsharp.experiment.run import evaluate_model, train
 from bsharp.experiment.setup import Workbench, build_workbench, decoder_for, load_tasks, regimes_of
+from bsharp.experiment.theory import check_theory, theory_page, world_of_problem
 from bsharp.experiment.tune import LEARNING_RATE_GRID, tune
 
 __all__ = [
@@ -17,13 +19,18 @@ __all__ = [
     "JobFailed",
     "Workbench",
     "build_workbench",
+    "check_theory",
     "compare",
     "decoder_for",
     "diagnose",
     "evaluate_model",
+    "forecast_model",
+    "forecast_records",
     "load_tasks",
     "regimes_of",
+    "theory_page",
     "train",
     "tune",
+    "world_of_problem",
     "write_results",
 ]

@@ -90,11 +90,13 @@ def evaluate_model(
     threads: int = 1,
     device: str = "cpu",
     on_progress: Callable[[int, int], None] | None = None,
+    reuse: bool = False,
 ) -> list[Record]:
     """Records of `model` on `tasks`, also written to `out`/records.jsonl with config and manifest.
 
     With `base` given its log-probabilities stand beside the model's own, for KL and correlation. A directory that holds
-    something else is refused. Raises ConfigError where the base has another vocabulary than the model.
+    something else is refused; with `reuse` the records of an equal evaluation that lie there are returned. Raises
+    ConfigError where the base has another vocabulary than the model.
     """
     set_threads(threads)
     bench = build_workbench(base or model, tasks, difficulties, device)
@@ -109,6 +111,8 @@ def evaluate_model(
     settings = {"model": model, "base": base, "tasks": list(tasks), "difficulties": list(difficulties)}
     ours = manifest(bench.base_hash, policy_weights=weights_hash(policy.model))
     check_same_run(run, settings | {"evaluation": as_dict(config)}, ours)
+    if reuse and (records := list(run.rows("records.jsonl"))):  # replaced in one step: there as a whole or not at all
+        return records
     records = evaluate(
         policy,
         decoder_for(policy, config.max_rows),

@@ -1,7 +1,9 @@
 """Results for people: the page, and the table on the screen, as Markdown and as a picture. Never imports torch."""
 
 from bsharp.reporting.cells import require_results
+from bsharp.reporting.checks import print_checks
 from bsharp.reporting.families import families_tables, roles_tables
+from bsharp.reporting.forecast import forecast_markdown, print_forecast, write_forecast_page
 from bsharp.reporting.markdown import results_markdown
 from bsharp.reporting.page import write_report
 from bsharp.reporting.summary import print_summary, summary_table
@@ -9,6 +11,9 @@ from bsharp.reporting.table import print_results, results_table, results_view, t
 
 __all__ = [
     "families_tables",
+    "forecast_markdown",
+    "print_checks",
+    "print_forecast",
     "print_results",
     "print_summary",
     "require_results",
@@ -18,5 +23,6 @@ __all__ = [
     "roles_tables",
     "summary_table",
     "table_svg",
+    "write_forecast_page",
     "write_report",
 ]

@@ -3,21 +3,41 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from bsharp.reporting.cells import BASE, Column, Row, plain_text
 
-__all__ = ["DEFAULT_WIDTH", "empty_table", "fit", "fits"]
+__all__ = ["DEFAULT_WIDTH", "empty_table", "fit", "fits", "print_view"]
 
 DEFAULT_WIDTH = 120
 _TEXT_COLUMNS = ("stability", "steps")
 _WORD_STYLES = {"stable": "green", "noisy": "yellow", "declining": "yellow", "collapsed": "bold red"}
+
+
+def print_view(view: Callable[[int], RenderableType], console: Console | None) -> None:
+    """Print what `view` makes for the console's width.
+
+    Where the output is not a terminal it is plain text, without colour or trailing blanks, and 120 characters wide
+    unless COLUMNS says otherwise.
+    """
+    if console is None:
+        console = Console()
+        if not console.is_terminal and "COLUMNS" not in os.environ:
+            console = Console(width=DEFAULT_WIDTH)
+    shown = view(console.width)
+    if console.is_terminal:
+        console.print(shown)
+        return
+    with console.capture() as capture:
+        console.print(shown)
+    console.file.write("".join(f"{line.rstrip()}\n" for line in capture.get().splitlines()))
 
 
 def empty_table(title: str) -> Table:

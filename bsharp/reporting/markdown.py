@@ -25,7 +25,7 @@ from bsharp.reporting.cells import (
 from bsharp.reporting.families import family_cell
 from bsharp.reporting.notes import notes
 
-__all__ = ["results_markdown"]
+__all__ = ["escape", "results_markdown"]
 
 # A bracket before a number is an interval, an underscore inside a word is a name: both are literal in Markdown.
 _SPECIAL = re.compile(r"[\\`*|#!~$]|\[(?![-+\d])|(?<!\w)_|_(?!\w)")
@@ -34,39 +34,39 @@ _SPECIAL = re.compile(r"[\\`*|#!~$]|\[(?![-+\d])|(?<!\w)_|_(?!\w)")
 def results_markdown(results: Results) -> str:
     """table.md: verdict, all columns, stability with its figures, best checkpoints, one matrix per role, notes."""
     require_results(results)
-    title = _escape(problems_title(results).capitalize())
-    lines = [f"**{_escape(results['verdict']['sentence'])}**", ""]
+    title = escape(problems_title(results).capitalize())
+    lines = [f"**{escape(results['verdict']['sentence'])}**", ""]
     lines += [f"{title}, last checkpoint:", "", *_markdown_rows(columns(results), rows(results)), ""]
     best = best_rows(results)
     if best:
         table = _markdown_rows(best_columns(results), best)
         lines += [f"{title}, best checkpoint by validation:", "", *table, ""]
-    lines += [f"- {_escape(name)}: {_escape(stability_text(regime))}" for name, regime in results["regimes"].items()]
+    lines += [f"- {escape(name)}: {escape(stability_text(regime))}" for name, regime in results["regimes"].items()]
     for role in roles(results):
         lines += ["", *_role_matrix(results, role)]
-    lines += ["", *(f"- {_escape(note)}" for note in notes(results, families=True)), ""]
+    lines += ["", *(f"- {escape(note)}" for note in notes(results, families=True)), ""]
     return "\n".join(lines)
 
 
 def _role_matrix(results: Results, role: str) -> Iterator[str]:
     yield (
-        f"{_escape(role_title(role))} (accuracy %, change in points, * where its interval excludes 0, not corrected for the "
+        f"{escape(role_title(role))} (accuracy %, change in points, * where its interval excludes 0, not corrected for the "
         "number of comparisons):"
     )
     yield ""
     names = list(results["regimes"])
     families = {name: family for name, family in results["base"]["families"].items() if family["role"] == role}
     modes = any(map(family_mode, families.values()))
-    yield "| | " + "mode | " * modes + " | ".join(["base", *map(_escape, names)]) + " |"
+    yield "| | " + "mode | " * modes + " | ".join(["base", *map(escape, names)]) + " |"
     yield "|---|" + "---|" * modes + "--:|" * (len(names) + 1)
     for family, figures in families.items():
         cells = [family_mode(figures)] if modes else []
         cells += [percent(figures["accuracy"])]
         cells += [family_cell(results["regimes"][name]["families"][family]).strip() for name in names]
-        yield f"| {_escape(family)} | " + " | ".join(_escape(cell) for cell in cells) + " |"
+        yield f"| {escape(family)} | " + " | ".join(escape(cell) for cell in cells) + " |"
 
 
-def _escape(value: object) -> str:
+def escape(value: object) -> str:
     """`plain_text` in which no character means anything to Markdown or HTML."""
     text = plain_text(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _SPECIAL.sub(r"\\\g<0>", text)
@@ -76,4 +76,4 @@ def _markdown_rows(shown: Sequence[Column], rows: Sequence[Row]) -> Iterator[str
     yield "| | " + " | ".join(f"{column.title} {column.unit}".strip() for column in shown) + " |"
     yield "|---|" + "".join("---|" if column.title in ("stability", "steps") else "--:|" for column in shown)
     for row in rows:
-        yield f"| {_escape(row.name)} | " + " | ".join(_escape(column.cell(row)) for column in shown) + " |"
+        yield f"| {escape(row.name)} | " + " | ".join(escape(column.cell(row)) for column in shown) + " |"

@@ -8,7 +8,6 @@ characters.
 from __future__ import annotations
 
 import io
-import os
 import re
 
 from rich.console import Console, Group, RenderableType
@@ -27,7 +26,7 @@ from bsharp.reporting.cells import (
     stability_text,
 )
 from bsharp.reporting.families import families_tables, roles_tables
-from bsharp.reporting.grid import DEFAULT_WIDTH, fit
+from bsharp.reporting.grid import DEFAULT_WIDTH, fit, print_view
 from bsharp.reporting.notes import STARS, notes
 
 __all__ = ["print_results", "results_table", "results_view", "table_svg"]
@@ -60,26 +59,12 @@ def results_view(results: Results, width: int = DEFAULT_WIDTH, families: bool = 
 
 
 def print_results(results: Results, console: Console | None = None, families: bool = False) -> None:
-    """Print `results_view` at the console's width. Raises ValueError, one line, for what is no results object.
-
-    Where the output is not a terminal it is plain text, without colour or trailing blanks, and 120 characters wide
-    unless COLUMNS says otherwise.
-    """
-    if console is None:
-        console = Console()
-        if not console.is_terminal and "COLUMNS" not in os.environ:
-            console = Console(width=DEFAULT_WIDTH)
+    """Print `results_view` as `print_view` does. Raises ValueError, one line, for what is no results object."""
     require_results(results)
     try:
-        view = results_view(results, console.width, families)
+        print_view(lambda width: results_view(results, width, families), console)
     except KeyError as error:
         raise ValueError(f"results lack the key {error}; docs/results-schema.md lists the keys") from None
-    if console.is_terminal:
-        console.print(view)
-        return
-    with console.capture() as capture:
-        console.print(view)
-    console.file.write("".join(f"{line.rstrip()}\n" for line in capture.get().splitlines()))
 
 
 def table_svg(results: Results, width: int = DEFAULT_WIDTH, title: str = "bsharp compare") -> str:

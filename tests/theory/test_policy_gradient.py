@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 
@@ -28,7 +29,19 @@ from bsharp.algorithm import (
     weighted,
     weighted_sum,
 )
-from bsharp.theory import FiniteWorld, exact_gradient, exact_objective, optimum, random_world, tabular_token_logprobs
+from bsharp.theory.policy_gradient import (
+    LogPolicy,
+    autoregressive_log_policy,
+    autoregressive_table,
+    exact_gradient,
+    exact_objective,
+    exact_scores,
+    leave_one_out_variance,
+    score_jacobian,
+    tabular_log_policy,
+)
+from bsharp.theory.targets import expectation, optimum
+from bsharp.theory.world import FiniteWorld, random_world, tabular_token_logprobs
 
 REGIMES = {
     "task_reward": task_reward(),
@@ -46,6 +59,7 @@ REGIMES = {
 SMOOTH = {name: objective for name, objective in REGIMES.items() if objective.entropy_weight > 0}
 each_regime = pytest.mark.parametrize("objective", REGIMES.values(), ids=REGIMES)
 each_smooth_regime = pytest.mark.parametrize("objective", SMOOTH.values(), ids=SMOOTH)
+each_parametrisation = pytest.mark.parametrize("parametrisation", ["tabular", "autoregressive"])
 
 
 def table_away_from_base(world: FiniteWorld, seed: int = 0) -> torch.Tensor:
@@ -57,6 +71,146 @@ def table_away_from_base(world: FiniteWorld, seed: int = 0) -> torch.Tensor:
 
 def log_policy_of(world: FiniteWorld) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda table: tabular_token_logprobs(world, table).sum(-1)
+
+
+def away_from_base(world: FiniteWorld, parametrisation: str, seed: int = 0) -> tuple[LogPolicy, torch.Tensor]:
+    table = table_away_from_base(world, seed)
+    if parametrisation == "autoregressive":
+        return autoregressive_log_policy(world), table
+    return tabular_log_policy, log_policy_of(world)(table) + 3.0  # logits need not be normalised
+
+
+def plain_objective(log_policy: torch.Tensor, world: FiniteWorld, objective: Objective) -> float:
+    """J response by response, from the arrays alone."""
+    total = 0.0
+    for y, own in enumerate(log_policy.tolist()):
+        tokens = world.mask[y].sum().item()
+        base = sum(world.base_token_logprobs[y, :tokens].tolist())
+        rho = {"sum": 0.0, "mean": 1.0}.get(objective.normalisation.value, objective.rho)
+        value = objective.task * world.rewards[y].item() + objective.base_loglikelihood * base / tokens**rho
+        value += objective.own_loglikelihood * own - objective.kl_to_base * (own - base)
+        total += np.exp(own) * value
+    return total
+
+
+@each_regime
+@each_parametrisation
+def test_the_exact_gradient_is_the_central_difference_of_j_at_random_policies(
+    objective: Objective, parametrisation: str
+) -> None:
+    world, step = random_world(8, vocab_size=3, max_length=2), 1e-4
+    for seed in (0, 1):
+        log_policy, parameters = away_from_base(world, parametrisation, seed)
+        gradient = exact_gradient(log_policy, parameters, world, objective).flatten()
+        assert gradient.norm() > 1e-2
+
+        def value(shift: torch.Tensor, of: LogPolicy = log_policy, at: torch.Tensor = parameters) -> float:
+            return plain_objective(of(at + shift.reshape(at.shape)), world, objective)
+
+        # Fourth order: (8 (J(+h) - J(-h)) - (J(+2h) - J(-2h))) / 12 h.
+        differences = [
+            (8 * (value(step * unit) - value(-step * unit)) - value(2 * step * unit) + value(-2 * step * unit))
+            / 12
+            / step
+            for unit in torch.eye(parameters.numel(), dtype=torch.float64)
+        ]
+        torch.testing.assert_close(gradient, torch.tensor(differences, dtype=torch.float64), rtol=1e-8, atol=1e-10)
+
+
+@each_regime
+@each_parametrisation
+def test_the_gradient_vanishes_at_the_closed_form_optimum_and_not_beside_it(
+    objective: Objective, parametrisation: str
+) -> None:
+    """Within 1e-12 at pi*; halfway back to the base it is not small and its direction goes up."""
+    world = random_world(9, 3, 3)
+    target = optimum(world, objective).log_policy
+    beside = torch.log((target.exp() + world.base_logprob.exp()) / 2)
+    if parametrisation == "tabular":
+        log_policy, at, near = tabular_log_policy, target, beside
+    else:
+        log_policy = autoregressive_log_policy(world)
+        at, near = autoregressive_table(world, target), autoregressive_table(world, beside)
+    assert exact_gradient(log_policy, at, world, objective).abs().max() <= 1e-12
+    gradient = exact_gradient(log_policy, near, world, objective)
+    assert gradient.norm() > 1e-2
+    risen, here = (plain_objective(log_policy(x), world, objective) for x in (near + 1e-3 * gradient, near))
+    assert risen - here == pytest.approx(1e-3 * float(gradient.square().sum()), rel=2e-2)
+
+
+@each_smooth_regime
+@each_parametrisation
+def test_the_gradient_anywhere_is_minus_that_of_the_kl_to_the_closed_form_optimum(
+    objective: Objective, parametrisation: str
+) -> None:
+    """J = J* - (c - o) KL(pi || pi*), so grad J = (c - o) E_pi[(log pi* - log pi) grad l]."""
+    world = random_world(10, 3, 3)
+    log_policy, parameters = away_from_base(world, parametrisation)
+    values = log_policy(parameters)
+    pull = values.exp() * (optimum(world, objective).log_policy - values) * objective.entropy_weight
+    expected = (score_jacobian(log_policy, parameters).T @ pull).reshape(parameters.shape)
+    gradient = exact_gradient(log_policy, parameters, world, objective)
+    torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-13)
+
+
+@each_regime
+def test_the_expected_score_is_the_objective_whatever_the_policy(objective: Objective) -> None:
+    world = random_world(11, 3, 3)
+    log_policy = log_policy_of(world)(table_away_from_base(world))
+    value = float(expectation(log_policy, exact_scores(log_policy, world, objective)))
+    assert value == pytest.approx(plain_objective(log_policy, world, objective), rel=1e-12)
+
+
+def test_responses_the_policy_never_gives_have_no_say() -> None:
+    """Base and policy 0 at the same response: objective, scores and gradient are those of the world without it."""
+    world = random_world(12, 3, 2)
+    kept = torch.arange(world.size) != 2
+    holed = world.with_base(world.base_logprob.masked_fill(~kept, -torch.inf))
+    fewer = holed.restrict(kept)
+    for objective in REGIMES.values():
+        torch.testing.assert_close(
+            exact_objective(holed.base_logprob, holed, objective), exact_objective(fewer.base_logprob, fewer, objective)
+        )
+        scores = exact_scores(holed.base_logprob, holed, objective)
+        torch.testing.assert_close(scores[kept], exact_scores(fewer.base_logprob, fewer, objective))
+        assert scores[2] == 0
+        gradient = exact_gradient(tabular_log_policy, holed.base_logprob, holed, objective)
+        torch.testing.assert_close(
+            gradient[kept], exact_gradient(tabular_log_policy, fewer.base_logprob, fewer, objective)
+        )
+        assert gradient[2] == 0
+
+
+def test_every_distribution_has_an_autoregressive_table() -> None:
+    world = random_world(13, 4, 3)
+    noise = torch.randn(world.size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    log_policy = (5 * noise).log_softmax(-1)
+    table = autoregressive_table(world, log_policy)
+    torch.testing.assert_close(autoregressive_log_policy(world)(table), log_policy)
+    torch.testing.assert_close(table.exp().sum(-1), torch.ones(world.num_prefixes, dtype=torch.float64))
+    point = torch.full((world.size,), -torch.inf, dtype=torch.float64).index_fill(0, torch.tensor([7]), 0.0)
+    reached = autoregressive_log_policy(world)(autoregressive_table(world, point))
+    assert torch.equal(reached.exp(), point.exp())
+
+
+@each_parametrisation
+def test_the_expected_gradient_of_the_log_policy_is_zero(parametrisation: str) -> None:
+    world = random_world(14, 3, 3)
+    log_policy, parameters = away_from_base(world, parametrisation)
+    jacobian = score_jacobian(log_policy, parameters)
+    assert (log_policy(parameters).exp() @ jacobian).abs().max() < 1e-15
+    leaf = parameters.clone().requires_grad_(True)
+    (row,) = torch.autograd.grad(log_policy(leaf)[3], leaf)
+    torch.testing.assert_close(jacobian[3], row.flatten())
+
+
+def test_what_cannot_be_computed_is_refused() -> None:
+    world = random_world(0, 4, 7)
+    with pytest.raises(ValueError, match="derivatives, more than 20000000; take a smaller world"):
+        score_jacobian(tabular_log_policy, torch.zeros(5000, dtype=torch.float64))
+    base = world.base_logprob
+    with pytest.raises(ValueError, match="group_size >= 2, got 1"):
+        leave_one_out_variance(base, world.rewards, torch.ones_like(base), 1.0, 1)
 
 
 @each_regime

@@ -1,0 +1,161 @@
+"""The recommendation on hand-made bases: each word where it must come, its rules, and caution where nothing can be said."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from bsharp.diagnostics.forecast import forecast
+from bsharp.diagnostics.forecast.recommendation import CANNOT_KNOW, WORDS, Thresholds, recommend
+
+Row = tuple[str, float, bool]  # response, its probability, whether it is right
+
+
+def base_of(rows: Callable[[int], Sequence[Row]], problems: int = 40, samples: int = 20) -> dict[str, Any]:
+    """The forecast of a base whose samples are spread over the listed responses exactly as their probabilities say."""
+    records = []
+    for index in range(problems):
+        for text, probability, right in rows(index):
+            for _ in range(round(probability * samples)):
+                records.append(
+                    {
+                        "problem_id": f"p{index:03d}",
+                        "text": text,
+                        "logprob": math.log(probability),
+                        "length": 5,
+                        "reward": float(right),
+                        "answer": text,
+                    }
+                )
+    return forecast(records, [], alphas=[1, 2, 4], beta_invs=[1, 100])
+
+
+def ordered(_: int) -> list[Row]:
+    return [("a", 0.6, True), ("b", 0.25, False), ("c", 0.15, False)]
+
+
+def anti_ordered(_: int) -> list[Row]:
+    return [("a", 0.6, False), ("b", 0.25, True), ("c", 0.15, False)]
+
+
+def unordered(index: int) -> list[Row]:
+    return ordered(index) if index % 2 else anti_ordered(index)
+
+
+def mostly_silent(index: int) -> list[Row]:
+    """Solved, unsolved or mixed in turn; where mixed, the likely answer is right five times of seven."""
+    if index % 10 < 3:
+        return [("a", 1.0, index % 10 == 0)]
+    right = index % 10 < 8
+    return [("a", 0.9, right), ("b", 0.1, not right)]
+
+
+def test_a_base_whose_likely_answers_are_right_should_be_sharpened() -> None:
+    found = base_of(ordered)["recommendation"]
+    assert found["word"] == "sharpen"
+    assert "+40.4 [+40.4, +40.4] points" in found["sentence"]
+
+
+def test_a_base_whose_likely_answers_are_wrong_needs_labels() -> None:
+    found = base_of(anti_ordered)["recommendation"]
+    assert found["word"] == "task reward"
+    assert "-6.7 [-6.7, -6.7] points" in found["sentence"]
+
+
+def test_where_likelihood_says_nothing_labels_decide() -> None:
+    assert base_of(unordered)["recommendation"]["word"] == "task reward"
+
+
+def test_where_likelihood_helps_and_the_reward_is_mostly_silent_both_are_used() -> None:
+    content = base_of(mostly_silent, problems=60)
+    assert content["recommendation"]["word"] == "hybrid"
+
+
+def test_a_base_that_is_never_right_has_nothing_to_reinforce() -> None:
+    found = base_of(lambda _: [("a", 0.6, False), ("b", 0.4, False)])["recommendation"]
+    assert found["word"] == "better base or easier curriculum first"
+    assert "100 %" in found["sentence"]
+
+
+def test_a_base_that_is_hardly_ever_right_should_be_improved_first() -> None:
+    found = base_of(lambda i: [("a", 0.6, False), ("b", 0.4, i % 10 == 0)])["recommendation"]
+    assert found["word"] == "better base or easier curriculum first"
+
+
+def test_a_base_that_is_always_right_has_nothing_left_to_gain() -> None:
+    found = base_of(lambda _: [("a", 0.6, True), ("b", 0.4, True)])["recommendation"]
+    assert found["word"] == "task reward"
+    assert "nothing is left to gain" in found["sentence"]
+
+
+def test_problems_solved_always_or_never_give_nothing_to_learn_from() -> None:
+    found = base_of(lambda i: [("a", 0.6, i % 2 == 0), ("b", 0.4, i % 2 == 0)])["recommendation"]
+    assert found["word"] == "better base or easier curriculum first"
+    assert "every sample or in none" in found["sentence"]
+
+
+@pytest.mark.parametrize(("problems", "samples"), [(5, 20), (40, 4)])
+def test_with_too_few_problems_or_samples_it_says_that_it_cannot_say(problems: int, samples: int) -> None:
+    rows = [("a", 0.5, True), ("b", 0.25, False), ("c", 0.25, False)]
+    found = base_of(lambda _: rows, problems, samples)["recommendation"]
+    assert found["word"] == "task reward"
+    assert found["sentence"].startswith("Cannot say")
+    never = base_of(lambda _: [(text, p, False) for text, p, _ in rows], problems, samples)["recommendation"]
+    assert never["word"] == "better base or easier curriculum first"
+
+
+def test_an_interval_that_reaches_zero_is_no_gain() -> None:
+    content = base_of(ordered)
+    for curve in content["tempered"].values():
+        for delta in curve["delta"]:
+            delta["low"] = -0.01
+    for name in ("sum", "mean"):
+        content["limit"][name]["delta"]["low"] = -0.01
+    assert recommend(content)["word"] == "task reward"
+
+
+def test_an_unreliable_target_is_not_counted() -> None:
+    content = base_of(ordered)
+    for name in ("sum", "mean"):
+        content["tempered"][name]["reliable"] = [False] * len(content["tempered"][name]["alpha"])
+        content["limit"][name]["reliable"] = False
+    found = recommend(content)
+    assert found["word"] == "task reward"
+    assert "too few for any sharpened target" in found["sentence"]
+
+
+def test_thresholds_are_declared_and_can_be_moved() -> None:
+    content = base_of(ordered)
+    assert recommend(content, Thresholds(least_gain=0.5))["word"] != "sharpen"
+    assert recommend(content, Thresholds(nearly_all=1.1))["word"] == "task reward"
+    assert recommend(content, Thresholds(nearly_all=1.1, mostly_silent=0.0))["word"] == "hybrid"
+    assert recommend(content, Thresholds(least_problems=1000))["sentence"].startswith("Cannot say")
+
+
+@pytest.mark.parametrize("rows", [ordered, anti_ordered, unordered, mostly_silent])
+def test_every_rule_has_words_a_source_figures_and_an_answer(rows: Callable[[int], Sequence[Row]]) -> None:
+    content = base_of(rows)
+    before = copy.deepcopy(content)
+    found = recommend(content)
+    assert content == before
+    assert found["word"] in WORDS
+    assert found["cannot_know"] == list(CANNOT_KNOW)
+    assert len(found["rules"]) == 7
+    for rule in found["rules"]:
+        assert set(rule) == {"rule", "source", "figures", "holds"}
+        assert all(rule[key] for key in ("rule", "source", "figures"))
+        assert isinstance(rule["holds"], bool)
+        assert "nan" not in rule["figures"]
+
+
+def test_the_reward_is_silent_in_groups_of_equal_rewards() -> None:
+    """6 of 10 right, groups of 8: at least two are wrong in none and none is all right, 0; 9 of 10: C(9,8)/C(10,8) = 1/5."""
+    content = base_of(lambda i: [("a", 0.6, True), ("b", 0.4, i % 2 == 1)], problems=40, samples=10)
+    silent = recommend(content)["rules"][-1]
+    assert silent["figures"] == "50 % of groups"
+    content = base_of(lambda i: [("a", 0.9, True), ("b", 0.1, False)], problems=40, samples=10)
+    assert recommend(content)["rules"][-1]["figures"] == "20 % of groups"
