@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from bsharp.algorithm import Objective
 from bsharp.config import CompareConfig
 from bsharp.experiment import regimes_of
 from bsharp.seeding import generator
@@ -46,8 +45,8 @@ class Row:
     reliable: bool
     target: Estimate  # the same estimator on the test problems, from other samples
     measured: Estimate
-    kl: float  # that training reached, nats per sequence
-    on_path: float  # predicted for an optimum at that KL; NaN where the curve does not reach it
+    predicted_kl: float  # of the optimum, nats per sequence; NaN where undefined
+    kl: float  # that training reached
 
 
 def rows_of(name: str, runs: Path, config: CompareConfig) -> list[Row]:
@@ -56,20 +55,20 @@ def rows_of(name: str, runs: Path, config: CompareConfig) -> list[Row]:
     folder = runs / "compare" / name
     base = by_problem(folder / "base" / "records_last.jsonl")
     found = []
-    for spec, (regime, objective) in zip(config.regimes, regimes_of(config).items(), strict=True):
+    for spec, regime in zip(config.regimes, regimes_of(config), strict=True):
         trained = by_problem(folder / regime / "seed_0" / "records_last.jsonl")
-        kl = float(np.mean([problem["kl"] for problem in trained.values()]))
+        predicted = forecast["regimes"][spec]
         found.append(
             Row(
                 base=name,
                 regime=regime,
                 accuracy=100 * float(np.mean([problem["accuracy"] for problem in base.values()])),
-                predicted=points(forecast["regimes"][spec]["delta"]),
-                reliable=forecast["regimes"][spec]["reliable"],
+                predicted=points(predicted["delta"]),
+                reliable=predicted["reliable"],
                 target=points(target["regimes"][spec]["delta"]),
                 measured=measured_change(base, trained, f"{name}/{regime}"),
-                kl=kl,
-                on_path=100 * at_kl(forecast, objective, kl),
+                predicted_kl=math.nan if predicted["kl"] is None else predicted["kl"]["estimate"] or math.nan,
+                kl=float(np.mean([problem["kl"] for problem in trained.values()])),
             )
         )
     return found
@@ -107,26 +106,6 @@ def points(figure: Mapping[str, Any]) -> Estimate:
     return Estimate(*values, n=figure["n"], unit="points")
 
 
-def at_kl(forecast: Mapping[str, Any], objective: Objective, kl: float) -> float:
-    """Predicted change of the curve's optimum whose KL to the base is `kl`: on p_α for a label-free regime, on the tilt else.
-
-    Natural-gradient flow from the base moves along these curves where c = 0 (p_α at α = 1 + time, the tilt at λ = time).
-    """
-    if objective.label_free:
-        curve = forecast["tempered"]["mean" if objective.length_exponent == 1 else "sum"]
-    else:
-        curve = forecast["tilt"]
-    known = [
-        (figure["estimate"], delta["estimate"])
-        for figure, delta in zip(curve["kl"], curve["delta"], strict=True)
-        if figure["estimate"] is not None and delta["estimate"] is not None
-    ]
-    nodes = sorted([(0.0, 0.0), *known])
-    if not 0 <= kl <= nodes[-1][0]:
-        return math.nan
-    return float(np.interp(kl, [node[0] for node in nodes], [node[1] for node in nodes]))
-
-
 # ------------------------------------------------------------------------------------------------------- figures
 
 
@@ -134,16 +113,23 @@ def sign_agreement(a: Sequence[float], b: Sequence[float]) -> float:
     return float(np.mean([np.sign(x) == np.sign(y) for x, y in zip(a, b, strict=True)]))
 
 
-def rank_correlation(a: Sequence[float], b: Sequence[float], key: str) -> str:
-    """Spearman's ρ with a 95 % percentile bootstrap over the points."""
-    pairs = np.array([pair for pair in zip(a, b, strict=True) if all(map(math.isfinite, pair))])
-    if len(pairs) < 4:
-        return f"– ({len(pairs)} points)"
+def rank_correlation(rows: Sequence[Row], a: Sequence[float], b: Sequence[float], key: str) -> str:
+    """Spearman's ρ with a 95 % percentile bootstrap over the bases, all regimes of one moving together."""
+    values = np.array([a, b])
+    places = [
+        [place for place, row in enumerate(rows) if row.base == base]
+        for base in dict.fromkeys(row.base for row in rows)
+    ]
+    if len(places) < 4:
+        return f"– ({len(places)} bases)"
     rng = generator(0, "forecast_validation/spearman", key)
-    drawn = [pairs[rng.integers(len(pairs), size=len(pairs))] for _ in range(2000)]
-    values = [spearmanr(d[:, 0], d[:, 1]).statistic for d in drawn if np.ptp(d[:, 0]) > 0 and np.ptp(d[:, 1]) > 0]
-    low, high = np.percentile(values, [2.5, 97.5])
-    return f"{spearmanr(pairs[:, 0], pairs[:, 1]).statistic:.2f} [{low:.2f}, {high:.2f}]"
+    found = []
+    for _ in range(2000):
+        drawn = values[:, np.concatenate([places[i] for i in rng.integers(len(places), size=len(places))])]
+        if np.ptp(drawn[0]) > 0 and np.ptp(drawn[1]) > 0:
+            found.append(spearmanr(drawn[0], drawn[1]).statistic)
+    low, high = np.percentile(found, [2.5, 97.5])
+    return f"{spearmanr(values[0], values[1]).statistic:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def covered(rows: Sequence[Row], figure: str) -> str:
@@ -174,26 +160,11 @@ def comparison_rows(rows: Sequence[Row]) -> list[list[str]]:
                 [
                     NAMES.get(regime, "all regimes"),
                     label,
-                    rank_correlation(first, second, f"{regime}/{label}"),
+                    rank_correlation(chosen, first, second, f"{regime}/{label}"),
                     f"{100 * sign_agreement(first, second):.0f} %",
                     f"{errors.mean():+.1f}",
                     f"{np.abs(errors).mean():.1f}",
                     coverage,
-                ]
-            )
-        path = [(row.on_path, row.measured.estimate) for row in chosen if math.isfinite(row.on_path)]
-        if path:
-            first, second = [p[0] for p in path], [p[1] for p in path]
-            errors = np.array(first) - np.array(second)
-            table.append(
-                [
-                    NAMES.get(regime, "all regimes"),
-                    f"on the path at the KL reached → measured ({len(path)} of {len(chosen)})",
-                    rank_correlation(first, second, f"{regime}/path"),
-                    f"{100 * sign_agreement(first, second):.0f} %",
-                    f"{errors.mean():+.1f}",
-                    f"{np.abs(errors).mean():.1f}",
-                    "",
                 ]
             )
     return table
@@ -208,8 +179,8 @@ def detail_rows(rows: Sequence[Row]) -> list[list[str]]:
             row.predicted.format(signed=True) + ("" if row.reliable else " ⚑"),
             row.target.format(signed=True),
             row.measured.format(signed=True),
+            "–" if math.isnan(row.predicted_kl) else f"{row.predicted_kl:.2f}",
             f"{row.kl:.2f}",
-            "–" if math.isnan(row.on_path) else f"{row.on_path:+.1f}",
         ]
         for row in rows
     ]
@@ -246,10 +217,11 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def scatter(rows: Sequence[Row], path: Path) -> None:
-    """Two panels: the forecast against the measured change, and the prediction at the KL that training reached."""
+    """Two panels: what training did against the forecast, and against the same ideal on the test problems themselves."""
     width, panel, top = 1000, 400, 40
     drawn = [row for row in rows if math.isfinite(row.predicted.estimate)]
-    values = [v for row in drawn for v in (row.predicted.estimate, row.measured.low, row.measured.high)]
+    figures = [figure for row in drawn for figure in (row.predicted, row.target, row.measured)]
+    values = [value for figure in figures for value in (figure.low, figure.high)]
     low, high = 10 * math.floor(min([*values, 0]) / 10), 10 * math.ceil(max(values) / 10)
 
     def place(value: float, start: float, flip: bool) -> float:
@@ -261,12 +233,12 @@ def scatter(rows: Sequence[Row], path: Path) -> None:
         f'<rect width="{width}" height="530" fill="white"/>',
     ]
     panels = (
-        ("the forecast", lambda row: row.predicted.estimate),
-        ("on the path, at the KL reached", lambda row: row.on_path),
+        ("forecast from training problems", lambda row: row.predicted),
+        ("the same ideal, estimated on the test problems", lambda row: row.target),
     )
     for index, (title, value_of) in enumerate(panels):
         left = 70 + index * 500
-        for tick in range(low, high + 1, 20):
+        for tick in range(20 * math.ceil(low / 20), high + 1, 20):
             x, y = place(tick, left, False), place(tick, top, True)
             weight = 1.2 if tick == 0 else 0.4
             parts.append(
@@ -277,14 +249,14 @@ def scatter(rows: Sequence[Row], path: Path) -> None:
         parts.append(f'<path d="M{left} {top + panel}L{left + panel} {top}" stroke="#333" stroke-dasharray="5 4"/>')
         parts.append(f'<text x="{left + panel / 2}" y="{top + panel + 38}" text-anchor="middle">{title}, points</text>')
         for row in drawn:
-            value = value_of(row)
-            if not math.isfinite(value):
-                continue
+            value = value_of(row).estimate
             x, y = place(value, left, False), place(row.measured.estimate, top, True)
             low_y, high_y = place(row.measured.low, top, True), place(row.measured.high, top, True)
             colour = COLOURS[row.regime]
             parts.append(f'<path d="M{x:.1f} {low_y:.1f}V{high_y:.1f}" stroke="{colour}" stroke-width="1"/>')
-            filled = colour if row.reliable or index else "white"
+            left_x, right_x = place(value_of(row).low, left, False), place(value_of(row).high, left, False)
+            parts.append(f'<path d="M{left_x:.1f} {y:.1f}H{right_x:.1f}" stroke="{colour}" stroke-width="1"/>')
+            filled = colour if row.reliable else "white"
             parts.append(
                 f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{filled}" stroke="{colour}" stroke-width="2">'
                 f"<title>{row.base}, {NAMES[row.regime]}</title></circle>"
