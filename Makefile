@@ -3,9 +3,9 @@
 # make diagnose  loss surface, input sensitivity and gradients after training of that comparison, then its page again
 # make test      lint, types, import contracts, tests; installs Debian's Chromium for the page where it may
 # make alarm     trains the runs behind docs/collapse_alarm.md, make variance measures what gradient variance costs
-# make forecast  what each regime can gain from the embedded base, from its samples alone, and what to do (about a minute)
+# make forecast  what each regime can gain from the embedded base, from its samples alone, and what to do (20 seconds)
 # make theory    the page of the exact small world, runs/theory.html, and every statement of it checked
-# make forecast-validation  fourteen bases, forecast and then trained: the tables of docs/forecast.md (about an hour and a half)
+# make forecast-validation  sixteen bases, forecast and then trained: the tables of docs/forecast.md (about an hour and a quarter)
 # make forecast-coverage  simulated bias and coverage of the forecast; make closed-form  trained transformers against enumerated optima
 # make counterexamples  bases for which the usual statements about sharpening fail
 # make findings  the longer runs behind docs/findings.md, an hour and a half; make coverage  docs/intervals.md, a few minutes

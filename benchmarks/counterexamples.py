@@ -3,9 +3,10 @@
     python benchmarks/counterexamples.py [--bases 500] [--length 4] [--vocab 3]
 
 The search is over `random_world` bases with half of the responses right at random: the share of bases that break a
-statement is about that family, with its exact binomial 95 % interval, and not about language models. The rows under "a
-theorem" cannot break. Flips, ends of training and noise are exact except where a share has an interval. Without
---bases each statement is tried on as many bases as it has time for; about two minutes on one core.
+statement, among those that it speaks of, is about that family, with its exact binomial 95 % interval, and not about
+language models. It is a lower bound: a base counts only beyond a margin. The rows under "a theorem" cannot break. Flips,
+ends of training and noise are exact except where a share has an interval. Without --bases each statement is tried on as
+many bases as it has time for; about two minutes on one core.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ def show(find: Find) -> None:
     share = find.share.scaled(100, "%")
     kind = "a theorem" if find.phenomenon.theorem else "typical"
     print(f"\n{find.name}\n  {kind}: {find.phenomenon.typical}")
-    print(f"  broken by {find.found} of {find.share.n} bases: {share.format(1)} %")
+    print(
+        f"  broken beyond {find.phenomenon.least:g} by {find.found} of the {find.applicable} bases it speaks of,"
+        f" {find.searched} searched: at least {share.format(1)} %"
+    )
     if find.example:
         seeds = ", ".join(map(str, find.example.seeds))
         print(f"  worst: seed {seeds}; {find.phenomenon.unit} {find.example.margin:.3f}")

@@ -113,11 +113,11 @@ def simulate(worlds: Sequence[World], name: str, samples: int, simulations: int)
     for index in range(simulations):
         drawn = draw(worlds, samples, generator(0, "forecast coverage", name, samples, index))
         for spec, objective in objectives.items():
-            tables[spec].append(prediction_table(drawn, objective, f"{spec}/{index}"))
+            tables[spec].append(prediction_table(drawn, objective))
     found = {}
     for spec, objective in objectives.items():
         truth = float(np.mean([world.accuracy(objective) for world in worlds])) - base
-        intervals = [change_estimate(table.delta, table.key, [""] * PROBLEMS) for table in tables[spec]]
+        intervals = [change_estimate(table.delta, [""] * PROBLEMS) for table in tables[spec]]
         bias = float(np.mean([interval.estimate for interval in intervals])) - truth
         covered = np.mean([interval.low - 1e-12 <= truth <= interval.high + 1e-12 for interval in intervals])
         flagged = np.mean([not table.reliable for table in tables[spec]])

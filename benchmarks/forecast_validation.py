@@ -1,4 +1,4 @@
-"""Is the forecast right? Fourteen bases, forecast first, then trained; predictions beside what training did.
+"""Is the forecast right? Sixteen bases, forecast first, then trained; predictions beside what training did.
 
     python benchmarks/forecast_validation.py bases      # the embedded base, fine-tuned for a minute each on other mixtures
     python benchmarks/forecast_validation.py forecast   # 32 samples of 256 training problems each, and the forecast from them
@@ -101,6 +101,14 @@ def easier(task: str, kind: str, mixture: Mixture) -> Mixture:
     return mixture if kind.startswith("standard") else shares(mixture, 0.35, 0.15)
 
 
+def mostly_right(task: str, kind: str, mixture: Mixture) -> Mixture:
+    return shares(mixture, 0.75, 0.10)
+
+
+def never_right(task: str, kind: str, mixture: Mixture) -> Mixture:
+    return shares(mixture, 0.0, 0.25) | {"guess_target": "mistake"}
+
+
 def only(wanted: str) -> Callable[[str, str, Mixture], Mixture]:
     return lambda task, kind, mixture: shares(mixture, 0.8, 0.1) if task == wanted else shares(mixture, 0.1, 0.3)
 
@@ -123,6 +131,8 @@ BASES: dict[str, tuple[str, Callable[[dict[str, Any]], dict[str, Any]] | None]] 
     "all_wrong": ("right in 15 % everywhere, mistaken in 65 %", families(standard(0.15, 0.20))),
     "easier": ("the rare and unsolved families solved in 35 %", families(easier)),
     "one_task": ("math_mini solved in 80 %, gsm8k_lite in 10 %", families(only("math_mini"))),
+    "mostly_right": ("right in 75 % of every family, rare and unsolved ones too", families(mostly_right)),
+    "never_right": ("never right, guesses aim at the usual mistake", families(never_right)),
 }
 
 

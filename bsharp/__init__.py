@@ -12,8 +12,8 @@ from bsharp.version import __version__
 
 if TYPE_CHECKING:
     from bsharp.algorithm import Objective, parse_objective
-    from bsharp.config import CompareConfig, ConfigError, EvaluationConfig, TrainConfig
-    from bsharp.experiment import build_workbench, compare, evaluate_model, train
+    from bsharp.config import CompareConfig, ConfigError, EvaluationConfig, ForecastConfig, TrainConfig
+    from bsharp.experiment import build_workbench, compare, evaluate_model, forecast_model, forecast_records, train
     from bsharp.models.loading import LanguageModel, load_language_model
     from bsharp.reporting import results_markdown
     from bsharp.tasks import load_task
@@ -22,12 +22,15 @@ _HOMES = {
     "CompareConfig": "bsharp.config",
     "ConfigError": "bsharp.config",
     "EvaluationConfig": "bsharp.config",
+    "ForecastConfig": "bsharp.config",
     "LanguageModel": "bsharp.models.loading",
     "Objective": "bsharp.algorithm",
     "TrainConfig": "bsharp.config",
     "build_workbench": "bsharp.experiment",
     "compare": "bsharp.experiment",
     "evaluate_model": "bsharp.experiment",
+    "forecast_model": "bsharp.experiment",
+    "forecast_records": "bsharp.experiment",
     "load_language_model": "bsharp.models.loading",
     "load_task": "bsharp.tasks",
     "results_markdown": "bsharp.reporting",
@@ -39,6 +42,7 @@ __all__ = [
     "CompareConfig",
     "ConfigError",
     "EvaluationConfig",
+    "ForecastConfig",
     "LanguageModel",
     "Objective",
     "TrainConfig",
@@ -46,6 +50,8 @@ __all__ = [
     "build_workbench",
     "compare",
     "evaluate_model",
+    "forecast_model",
+    "forecast_records",
     "load_language_model",
     "load_task",
     "parse_objective",

@@ -169,12 +169,12 @@ class ForecastCommand:
 
 @dataclasses.dataclass(frozen=True)
 class TheoryCommand:
-    """Write the page of the exact small world, in which nothing is estimated; with --check, verify every statement of it."""
+    """Write the page of the exact small world, in which nothing is estimated; with --check, verify its statements."""
 
     out: str = "runs/theory.html"
     """File of the page; it needs no server and no network."""
     check: bool = False
-    """Instead of the page: print every statement with both sides and the error; exit status 1 where one does not hold."""
+    """Instead of the page: print both sides of every statement that has two, and the error; exit status 1 on a mismatch."""
     worlds: bool = False
     """With --check: print both sides in every world, not only in the one that comes closest to its bound."""
     seed: int = 0

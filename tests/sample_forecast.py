@@ -111,7 +111,7 @@ def _tempered(accuracy: Callable[[float], float], kl: float, reliable_to: float,
         "ess": [round(1 + (SAMPLES - 1) * math.exp(-kl * (a - 1)), 2) for a in ALPHAS],
         "reliable": [a <= reliable_to for a in ALPHAS],
         "cut_alpha": cut,
-        "note": "" if cut is None else f"from alpha = {cut:g} on not reliable: {why}",
+        "note": "" if cut is None else f"from α = {cut:g} on not reliable: {why}",
     }
 
 

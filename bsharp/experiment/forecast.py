@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bsharp.config import ConfigError, EvaluationConfig, ForecastConfig, as_dict
-from bsharp.diagnostics.forecast import forecast
+from bsharp.diagnostics.forecast import NumberedRecord, forecast
 from bsharp.experiment.run import evaluate_model
 from bsharp.experiment.setup import objective_of
 from bsharp.reporting.forecast import forecast_markdown, write_forecast_page
@@ -87,19 +87,21 @@ def _check(settings: ForecastConfig) -> None:
         raise ConfigError(f"regimes = {settings.regimes} names a regime twice; keep one of them")
 
 
-def _read_rows(path: Path) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    with path.open(encoding="utf-8", errors="replace") as file:
+def _read_rows(path: Path) -> list[NumberedRecord]:
+    rows: list[NumberedRecord] = []
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ConfigError(f"{path}, line {number} is not JSON ({error}); one JSON object a line") from None
+            except (ValueError, RecursionError) as error:
+                array = "is this one JSON array? Write" if not rows and line.lstrip().startswith("[") else "write"
+                raise ConfigError(f"{path}, line {number} is not JSON ({error}); {array} one object a line") from None
             if not isinstance(row, dict):
-                raise ConfigError(f"{path}, line {number} holds {line.strip()[:40]!r}, not an object; write {{…}}")
-            rows.append(row)
+                array = "is this one JSON array? Write one object a line" if isinstance(row, list) else "write {…}"
+                raise ConfigError(f"{path}, line {number} holds {line.strip()[:40]!r}, not an object; {array}")
+            rows.append(NumberedRecord(number, row))
     return rows
 
 

@@ -26,14 +26,20 @@ def print_checks(rows: Sequence[Row], console: Console, worlds: bool = False) ->
     statements: dict[str, list[Row]] = {}
     for row in rows:
         statements.setdefault(row["statement"], []).append(row)
+    where = "in every world" if worlds else "in the world that comes closest to it"
+    line(f"Both sides, then the error and the bound it must keep, {where}.", style="dim")
     for name, here in statements.items():
         tightest = max(here, key=lambda row: row["error"] / row["bound"] if row["bound"] else row["error"])
         line(f"{name:<4}{here[0]['equation']}", style="bold")
         for row in here if worlds else [row for row in here if row is tightest or not row["holds"]]:
-            place = row["world"] if worlds or len(here) == 1 else f"{row['world']} (of {len(here)} worlds)"
+            count = "" if worlds or len(here) == 1 else f" (1 of {len(here)})"
+            if row["kind"] == "inequality" and row["holds"]:
+                margin = f"by {row['right'] - row['left']:.1e}"
+            else:
+                margin = f"{row['error']:.1e} {'<' if row['holds'] else '>'} {row['bound']:.0e}"
             line(
-                f"    {'✓' if row['holds'] else '✗'} {row['left']:.12g} {_BETWEEN[row['kind']]} {row['right']:.12g}   "
-                f"error {row['error']:.1e}, allowed {row['bound']:.0e}   {place}",
+                f"    {'✓' if row['holds'] else '✗'} {row['left']:.6g} {_BETWEEN[row['kind']]} {row['right']:.6g}   "
+                f"{margin}   {row['world']}{count}",
                 style="" if row["holds"] else "bold red",
             )
     failed = sum(not row["holds"] for row in rows)

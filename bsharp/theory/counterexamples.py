@@ -1,8 +1,10 @@
 """Bases for which a statement that is only typical fails, found by a seeded search over random bases.
 
 Each phenomenon names the statement it breaks and measures by how much a base breaks it. The search reports the base that
-breaks it most, with the figures that prove it, and how many of the searched bases break it. That share is about the
-family of random bases searched, not about language models. The last three are searched although a theorem excludes them.
+breaks it most, with the figures that prove it, and how many of the bases that the statement speaks of break it: one that
+begins with "where" or "that falls" says nothing about other bases. The share counts bases that break it by more than a
+margin, so it is a lower bound, and it is about the family of random bases searched, not about language models. The last
+three are searched although a theorem excludes them.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import numpy as np
 
 from bsharp.algorithm import entropy_minimisation, sharpening, task_reward
 from bsharp.statistics.intervals import Estimate
+from bsharp.statistics.samples import undefined
 from bsharp.theory.dynamics import gradient_flow
 from bsharp.theory.natural import autoregressive_at_base, cosine, tabular_at_base
 from bsharp.theory.policy_gradient import exact_gradient
@@ -56,7 +59,8 @@ class Phenomenon:
     typical: str  # the statement that it breaks
     unit: str  # of the margin
     least: float  # margin beyond which a base counts
-    measure: Callable[[Sequence[FiniteWorld]], tuple[float, Figures]]  # margin and the figures that prove it
+    measure: Callable[[Sequence[FiniteWorld]], tuple[float, Figures]]
+    """The margin and the figures that prove it; NaN where the statement does not speak of the base."""
     prompts: int = 1  # worlds it needs
     theorem: bool = False  # no base can have it
     bases: int = 500  # searched unless told otherwise; fewer where a base takes long
@@ -84,8 +88,10 @@ class Find:
     name: str
     phenomenon: Phenomenon
     example: Example | None  # the base that shows it most clearly; None where no searched base has it
-    found: int
-    share: Estimate  # of the searched bases, with the exact binomial 95 % interval
+    found: int  # bases that break the statement by more than the least margin
+    applicable: int  # bases that the statement speaks of
+    searched: int
+    share: Estimate  # found / applicable with the exact binomial 95 % interval; a lower bound, because of the margin
 
 
 def search(name: str, bases: int | None = None, family: Family | None = None) -> Find:
@@ -100,15 +106,19 @@ def search(name: str, bases: int | None = None, family: Family | None = None) ->
     bases = phenomenon.bases if bases is None else bases
     if bases < 1:
         raise ValueError(f"search needs bases >= 1, got {bases}; 300 take seconds")
-    best, found = None, 0
+    best, found, applicable = None, 0, 0
     for base in range(bases):
         seeds = tuple(range(base * phenomenon.prompts, (base + 1) * phenomenon.prompts))
         margin, figures = phenomenon.measure([family.world(seed) for seed in seeds])
+        applicable += not math.isnan(margin)
         if margin > phenomenon.least:
             found += 1
             if best is None or margin > best.margin:
                 best = Example(family, seeds, margin, figures)
-    return Find(name, phenomenon, best, found, binomial_share(found, bases, "random bases"))
+    unit = "random bases"
+    none = undefined(unit, f"the statement speaks of none of the {bases} bases")
+    share = binomial_share(found, applicable, unit) if applicable else none
+    return Find(name, phenomenon, best, found, applicable, bases, share)
 
 
 def search_all(bases: int | None = None, family: Family | None = None) -> list[Find]:
@@ -144,14 +154,20 @@ def _mean_shortens(worlds: Sequence[FiniteWorld]) -> tuple[float, Figures]:
 
 
 def _turns(worlds: Sequence[FiniteWorld], sign: int) -> tuple[float, Figures]:
-    """sign = +1: accuracy falls below that of the base and rises above it later; -1: rises, then falls below."""
+    """sign = +1: accuracy falls below that of the base and rises above it later; -1: rises, then falls below.
+
+    The margin is the largest, over pairs of an earlier and a later alpha, of the smaller of the two changes; what the path
+    does afterwards does not matter.
+    """
     (world,) = worlds
     alphas = (*ALPHAS, math.inf)
     gains = np.array([_accuracy(world, alpha) for alpha in alphas])
     change = sign * (gains - gains[0])
-    first = int(change.argmin())
-    second = first + int(change[first:].argmax())
-    return min(-change[first], change[second]), {
+    margins = np.minimum(-np.minimum.accumulate(change), change)
+    second = int(np.where(margins == margins.max(), change, -math.inf).argmax())
+    first = int(change[: second + 1].argmin())
+    turns = change.min() < -ROUNDING
+    return float(margins[second]) if turns else math.nan, {
         "E[r] at alpha=1": float(gains[0]),
         "first turn at alpha": alphas[first],
         "E[r] there": float(gains[first]),
@@ -165,6 +181,8 @@ def _misleading_correlation(worlds: Sequence[FiniteWorld], sign: int) -> tuple[f
     (world,) = worlds
     limit = _accuracy(world, math.inf)
     related = float(correlation(world.base_logprob, world.rewards, world.base_logprob))
+    if not sign * related > 0:
+        return math.nan, {}
     misled = limit == (0.0 if sign > 0 else 1.0)
     figures = {"Corr(r, l_ref)": related}
     figures |= {f"E[r] at alpha={alpha:g}": _accuracy(world, alpha) for alpha in (1.0, 2.0, math.inf)}
@@ -190,7 +208,7 @@ def _less_noisy(worlds: Sequence[FiniteWorld]) -> tuple[float, Figures]:
     )
     spread, reward_spread = float(variance(base, base)), float(variance(base, world.rewards))
     figures = {"Var(r)": reward_spread, "Var(l_ref)": spread, "SNR of r": reward, "SNR of l_ref": sharp}
-    return math.log(sharp / reward) if spread > reward_spread else -math.inf, figures
+    return math.log(sharp / reward) if spread > reward_spread else math.nan, figures
 
 
 def _pass_at_k(accuracies: Sequence[float]) -> float:
@@ -201,7 +219,7 @@ def _pass_falls(worlds: Sequence[FiniteWorld]) -> tuple[float, Figures]:
     before, after = ([_accuracy(world, alpha) for world in worlds] for alpha in (1.0, 2.0))
     gain = float(np.mean(after) - np.mean(before))
     loss = _pass_at_k(before) - _pass_at_k(after)
-    return min(gain, loss), {
+    return min(gain, loss) if gain > ROUNDING else math.nan, {
         "E[r] at alpha=1": float(np.mean(before)),
         "E[r] at alpha=2": float(np.mean(after)),
         f"pass@{DRAWS} at alpha=1": _pass_at_k(before),

@@ -105,7 +105,8 @@ def flow_limit(
 
     h > 0   pi ~ exp(v / h) on the support of pi_0: one basin
     h = 0   pi_0 restricted to argmax v: one basin, ties keep their proportions
-    h < 0   argmax of log pi_0 + v / |h|: as many basins as responses; ties weigh exp(-v / |h|)
+    h < 0   pi_0 restricted to argmax of log pi_0 + v / |h|: as many basins as responses; ties, whose bracket is the
+            same, weigh exp(-v / |h|), which are again their proportions in pi_0
     """
     value = _value(initial_log_policy, world, objective)
     possible = initial_log_policy > -math.inf
@@ -117,7 +118,7 @@ def flow_limit(
     height = torch.where(possible, height, nowhere)
     best = height.max()
     tied = height >= best - TIE_TOLERANCE * best.abs().clamp(min=1.0)
-    return torch.log_softmax(torch.where(tied, initial_log_policy if h == 0 else value / h, nowhere), -1)
+    return torch.log_softmax(torch.where(tied, initial_log_policy, nowhere), -1)
 
 
 def gradient_flow(

@@ -41,9 +41,9 @@ ATTEMPTS = 1000
 EOS = 0  # the token that ends a response in every world with an end
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 NAMES = {
-    "wrong_mode": "Wrong mode: the likeliest response is wrong",
-    "right_mode": "Right mode: the likeliest response is right",
-    "near_tie": "Near tie: one right and one wrong response are almost equally likely",
+    "wrong_mode": "Wrong mode",
+    "right_mode": "Right mode",
+    "near_tie": "Near tie: a right and a wrong response are almost equally likely",
     "short_mode": "Short mode: stopping early is likeliest",
     "loop": "Loop: a repetition grows ever more certain",
     "turning": "Turning: α first hurts, then helps",
@@ -136,9 +136,9 @@ def simplex_worlds() -> dict[str, tuple[str, FiniteWorld]]:
         return from_arrays(*(np.array(values) for values in arrays))
 
     return {
-        "wrong_first": ("The likeliest of three is wrong", three((0.2, 0.35, 0.45), (0.0, 1.0, 0.0))),
-        "right_first": ("The likeliest of three is right", three((0.2, 0.35, 0.45), (0.0, 0.0, 1.0))),
-        "two_right": ("Two are right, the likeliest is wrong", three((0.5, 0.3, 0.2), (0.0, 1.0, 1.0))),
+        "wrong_first": ("The likeliest is wrong", three((0.2, 0.35, 0.45), (0.0, 1.0, 0.0))),
+        "right_first": ("The likeliest is right", three((0.2, 0.35, 0.45), (0.0, 0.0, 1.0))),
+        "two_right": ("Two right, the likeliest wrong", three((0.5, 0.3, 0.2), (0.0, 1.0, 1.0))),
     }
 
 
@@ -197,13 +197,15 @@ def _text(world: FiniteWorld, row: int, ends: bool) -> str:
 
 
 def _figures(world: FiniteWorld, settings: dict[str, Any]) -> dict[str, Any]:
-    """Figures of every regime, and the slopes that the page draws as tangents."""
+    """Figures of every regime, and the slopes that the page draws as tangents; an argmax has no log Z: None."""
     figures, policies = {}, {}
+    log_z: float | None
     for regime, objective in page_objectives(settings).items():
         log_policy, log_z = world.base_logprob, 0.0
         if objective is not None:
             target = optimum(world, objective)
-            log_policy, log_z = target.log_policy, target.log_partition
+            log_policy = target.log_policy
+            log_z = target.log_partition if objective.entropy_weight > 0 else None
         policies[regime] = log_policy
         figures[regime] = _row(log_policy, world, log_z, settings["k"])
     exponent = {"sum": 0.0, "mean": 1.0}.get(settings["normalisation"], settings["rho"])
@@ -217,7 +219,7 @@ def _figures(world: FiniteWorld, settings: dict[str, Any]) -> dict[str, Any]:
     return {"figures": figures, "slopes": slopes}
 
 
-def _row(log_policy: Float[Tensor, " N"], world: FiniteWorld, log_z: float, k: int) -> dict[str, float]:
+def _row(log_policy: Float[Tensor, " N"], world: FiniteWorld, log_z: float | None, k: int) -> dict[str, float | None]:
     found = moments(log_policy, world)
     return {
         "reward": found.reward,

@@ -232,8 +232,8 @@ def _instability() -> Iterator[Statement]:
     yield Statement("D1", "Δ log-odds of π* = α Δ log-odds of π_ref", _odds)
     yield Statement(
         "D2",
-        "δ log p_α(y) = α (δ(y) − E_{p_α}[δ]) + O(δ²)",
-        lambda at: say.first_order_change(at.world, at.delta(0.01), 4.0),
+        "Δ log p_α(y) = α (δ(y) − E_{p_α}[δ]) + O(δ²)",
+        lambda at: say.first_order_change(at.world, at.delta(1e-4), 4.0),
     )
     yield Statement(
         "D3",

@@ -30,8 +30,8 @@ def printed(rows: list[dict[str, Any]], capsys: pytest.CaptureFixture[str], worl
 def test_a_statement_shows_the_world_whose_error_is_nearest_to_its_bound(capsys: pytest.CaptureFixture[str]) -> None:
     rows = [row("A1", "first", 1e-16), row("A1", "second", 1e-12), row("A1", "third", 1e-11, bound=1.0)]
     text = printed(rows, capsys)
-    assert "second (of 3 worlds)" in text
-    assert "error 1.0e-12, allowed 1e-10" in text
+    assert "second (1 of 3)" in text
+    assert "0.25 = 0.25   1.0e-12 < 1e-10" in text
     assert "first" not in text
     assert text.splitlines()[-1] == "1 statements, 3 checks: all hold"
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bsharp.theory.counterexamples import PHENOMENA, Family, search
-from bsharp.theory.world import FiniteWorld
+from bsharp.theory.world import FiniteWorld, from_arrays
 
 # Seeds of bases found by benchmarks/counterexamples.py.
 FOUND = {
@@ -183,8 +183,9 @@ def test_every_phenomenon_without_a_theorem_against_it_has_a_base() -> None:
 def test_the_search_finds_no_base_against_a_theorem(name: str) -> None:
     find = search(name, 30)
     assert find.example is None
-    assert (find.found, find.share.estimate, find.share.low) == (0, 0.0, 0.0)
-    assert find.share.high == pytest.approx(1 - 0.025 ** (1 / 30))
+    assert (find.found, find.share.estimate, find.share.low, find.searched) == (0, 0.0, 0.0, 30)
+    assert 10 < find.applicable <= 30
+    assert find.share.high == pytest.approx(1 - 0.025 ** (1 / find.applicable))
 
 
 @pytest.mark.parametrize("name", [name for name in PROOFS if name not in ("entropy_flow_leaves_the_mode",)])
@@ -247,6 +248,63 @@ def test_a_search_is_deterministic_and_counts_the_bases_beyond_the_least_margin(
     assert find.example.seeds == (int(np.argmax(margins)),)
     assert find.share.estimate == find.found / 20
     assert 0 < find.share.low < find.share.estimate < find.share.high < 1
+
+
+def one_token_world(probabilities: list[float], rewards: list[float]) -> FiniteWorld:
+    ids = torch.arange(len(rewards))[:, None]
+    logprobs = torch.tensor(probabilities, dtype=torch.float64).log()[:, None]
+    return from_arrays(ids, torch.ones_like(ids, dtype=torch.bool), logprobs, rewards)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_path_that_turns_counts_whatever_it_does_later(sign: int) -> None:
+    """Rare right responses go first, then the wrong ones in the middle, at last the second of two near-tied responses."""
+    probabilities = [0.30, 0.299, 0.125, 0.125, *[0.151 / 15] * 15]
+    right = np.array([0, 1, 0, 0, *[1] * 15])
+    world = one_token_world(probabilities, [float(reward) for reward in (right if sign > 0 else 1 - right)])
+    start, low, high, end = (sign * accuracy(world, alpha) for alpha in (1.0, 2.0, 6.0, 1e4))
+    assert end < low < start - 0.01 < start + 0.01 < high
+    found, opposite = ("falls_then_rises", "rises_then_falls")[::sign]
+    margin, figures = PHENOMENA[found].measure([world])
+    assert margin > 0.01
+    assert margin == pytest.approx(min(abs(figures[name] - start * sign) for name in ("E[r] there", "E[r] at that")))
+    assert 1 < figures["first turn at alpha"] < figures["then at alpha"] < math.inf
+    assert sign * figures["E[r] there"] < start < sign * figures["E[r] at that"]
+    # Read backwards it rises at alpha = 6 and falls below the base's at the end.
+    assert PHENOMENA[opposite].measure([world])[0] == pytest.approx(high - start, rel=0.05)
+
+
+def test_a_statement_is_judged_on_the_bases_it_speaks_of() -> None:
+    """Corr > 0, Corr < 0, Var(l_ref) > Var(r), and accuracy that rises: by an account of its own, base by base."""
+    worlds = [Family().world(seed) for seed in range(20)]
+    speaks = {
+        "positive_correlation_wrong_mode": [related(world) > 0 for world in worlds],
+        "negative_correlation_right_mode": [related(world) < 0 for world in worlds],
+        "larger_variance_less_noise": [
+            float(powered(world, 1.0) @ world.base_logprob.numpy() ** 2) - entropy(powered(world, 1.0)) ** 2
+            > accuracy(world, 1.0) * (1 - accuracy(world, 1.0))
+            for world in worlds
+        ],
+        "pass_at_k_falls_on_one_problem": [accuracy(world, 2.0) > accuracy(world, 1.0) for world in worlds],
+        "mean_shortens": [True] * 20,
+    }
+    for name, expected in speaks.items():
+        margins = [PHENOMENA[name].measure([world])[0] for world in worlds]
+        assert [not math.isnan(margin) for margin in margins] == expected
+        find = search(name, 20)
+        assert (find.applicable, find.searched, find.share.n) == (sum(expected), 20, sum(expected))
+        assert find.share.estimate == find.found / sum(expected)
+    only_falls = one_token_world([0.6, 0.4], [0.0, 1.0])
+    assert math.isnan(PHENOMENA["rises_then_falls"].measure([only_falls])[0])
+    assert PHENOMENA["falls_then_rises"].measure([only_falls])[0] == 0
+
+
+def test_a_statement_that_speaks_of_no_searched_base_has_no_share() -> None:
+    assert related(Family().world(0)) < 0
+    find = search("positive_correlation_wrong_mode", 1)
+    assert (find.found, find.applicable, find.searched) == (0, 0, 1)
+    assert math.isnan(find.share.estimate)
+    assert "none of the 1 bases" in find.share.note
 
 
 def test_problems_of_one_base_have_seeds_of_their_own() -> None:

@@ -211,6 +211,32 @@ def test_tied_responses_keep_their_proportions_under_a_linear_objective() -> Non
     torch.testing.assert_close(flow_limit(uniform, world, entropy_minimisation()), uniform)
 
 
+@pytest.mark.parametrize("objective", [REGIMES["convex"], weighted(1.0, 0.5, 0.0, 2.0)])
+def test_tied_responses_of_a_convex_objective_weigh_exp_of_minus_their_value_over_h(objective: Objective) -> None:
+    """log pi_t = e^{|h| t} (log pi_0 + v / |h|) - v / |h| + const: of rows tied in the bracket only the second term is left.
+
+    Being tied, they weigh by it in pi_0 already: they keep their proportions.
+    """
+    world = random_world(17, 3, 3)
+    h = -objective.entropy_weight
+    assert h > 0
+    lengths = world.lengths.double() if objective.normalisation == "mean" else 1.0
+    value = objective.task * world.rewards + objective.base_loglikelihood * world.base_logprob / lengths
+    value = value + objective.kl_to_base * world.base_logprob
+    first, second = int((value / h).argmin()), int((value / h).argmax())
+    tied = torch.tensor([first, second])
+    apart = float(value[second] - value[first]) / h
+    assert apart > 1
+    bracket = torch.full_like(value, -3.0).index_fill(0, tied, 0.0)
+    initial = (bracket - value / h).log_softmax(-1)
+    limit = flow_limit(initial, world, objective)
+    assert float(limit[first] - limit[second]) == pytest.approx(apart, rel=1e-9)
+    torch.testing.assert_close(limit[tied], initial[tied].log_softmax(-1))
+    assert float(limit[tied].exp().sum()) == pytest.approx(1.0)
+    late = natural_gradient_flow(initial, world, objective, [5.0 / h])
+    assert float(late.total_variation(limit)) < 1e-9
+
+
 def test_entropy_minimisation_has_a_basin_for_every_response() -> None:
     world = random_world(12, 3, 2)
     for favourite in range(world.size):

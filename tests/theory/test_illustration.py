@@ -98,7 +98,14 @@ def test_without_a_kl_term_the_optima_are_the_best_by_likelihood_and_all_the_rig
         assert figures["sharpened"]["reward"] == world["reward"][best]
         assert figures["sharpened"]["kl"] == pytest.approx(-world["logprob"][best], abs=1e-12)
         assert figures["task"]["reward"] == pytest.approx(1)
-        assert figures["task"]["log_z"] == pytest.approx(np.log(world["reward"].sum()))
+
+
+def test_log_z_is_given_for_the_optima_of_a_kl_term_only(data: dict[str, Any]) -> None:
+    assert {row["settings"]["c"] > 0 for row in data["reference"]} == {True, False}
+    for row in data["reference"]:
+        given = {regime for regime, figures in row["figures"].items() if figures["log_z"] is not None}
+        argmax = set() if row["settings"]["c"] > 0 else {"sharpened", "task"}
+        assert given == {"base", "sharpened", "tempered", "tilted", "task"} - argmax
 
 
 def test_the_slopes_are_the_differences_of_the_closed_form(data: dict[str, Any], worlds: dict[str, Any]) -> None:

@@ -379,7 +379,14 @@ def test_the_optimum_of_the_reward_does_not_see_the_base() -> None:
     _, _, reward = arrays(WORLD)
     sides = say.reward_optimum_ignores_the_base(WORLD, PLACE.delta(3.0))
     assert sides.holds
-    assert sides.left.exp().tolist() == pytest.approx((reward / reward.sum()).tolist())
+    assert sides.left.tolist() == pytest.approx([1.0], abs=1e-15)
+    best = int(GRADED.rewards.argmax())
+    graded = say.reward_optimum_ignores_the_base(GRADED, PLACE.delta(3.0))
+    assert graded.holds
+    assert graded.right.tolist() == [float(GRADED.rewards[best])]
+    lowered = dataclasses.replace(GRADED, rewards=GRADED.rewards / 2)
+    assert say.reward_optimum_ignores_the_base(lowered, PLACE.delta(3.0)).left.tolist() == [0.5]
+    assert reward.mean() < 1
 
 
 # -------------------------------------------------------------------------------------------------------- E: learning
@@ -515,7 +522,8 @@ def test_nan_never_holds_and_equal_infinities_do() -> None:
     assert not sides([math.nan], [math.nan]).holds
     assert not sides([0.0, math.nan, 0.0], [0.0, 0.0, 0.0], "inequality").holds
     assert not sides([math.inf], [1.0]).holds
-    assert sides([1.0, 0.0], [1.5, 0.1], "inequality").worst == 1
+    assert sides([1.0, 0.0, 0.0, -1e-40], [1.5, 0.1, 0.0, 0.0], "inequality").worst == 0
+    assert sides([1.0, 0.0], [1.5, -0.1], "inequality").worst == 1
     assert sides([2.0], [1.5], "inequality").error == 0.5
     both = joined([sides([1.0], [1.0]), sides([2.0], [2.1])])
     assert (both.worst, both.holds) == (1, False)

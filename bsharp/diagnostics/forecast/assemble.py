@@ -12,9 +12,11 @@ from scipy.special import betaincinv
 
 from bsharp.algorithm import Objective, parse_objective, sharpening, tempered, tilted
 from bsharp.diagnostics.forecast.figures import (
+    THE_BASE,
     PredictionTable,
     change,
     change_estimate,
+    is_the_base,
     mean_over_problems,
     prediction_table,
     share,
@@ -31,7 +33,7 @@ from bsharp.diagnostics.forecast.recommendation import recommend
 from bsharp.diagnostics.forecast.samples import BaseSamples, ProblemSamples, Record, read_samples
 from bsharp.seeding import generator
 from bsharp.statistics import maj_at_k, pass_at_k
-from bsharp.statistics.samples import BOOTSTRAP_SEED
+from bsharp.statistics.samples import BOOTSTRAP_SEED, noted
 
 __all__ = ["ALPHAS", "BETA_INVS", "FORECAST_SCHEMA", "forecast", "forecast_samples"]
 
@@ -41,6 +43,7 @@ FORECAST_SCHEMA = 1
 ALPHAS = (1.0, 1.1, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0)
 BETA_INVS = (0.5, 1.0, 2.0, 5.0, 10.0, 100.0, 10000.0)
 LEVEL = 0.95
+SETTLED = 0.02  # a majority that moves less from half of the samples to all of them has settled
 
 
 def forecast(
@@ -75,9 +78,9 @@ def forecast_samples(
     if not beta_invs or not all(math.isfinite(beta_inv) and beta_inv > 0 for beta_inv in beta_invs):
         raise ValueError(f"beta_invs of a forecast must be finite and > 0, got {list(beta_invs)}; give 1, 10, 100, say")
     objectives = _objectives(regimes)
-    ks = _powers(samples.smallest)
+    ks = _powers(samples.typical)
     votes = [_votes(problem, ks) for problem in samples.problems]
-    named = {name: prediction_table(samples, objective, name) for name, objective in _NAMED.items()}
+    named = {name: prediction_table(samples, objective) for name, objective in _NAMED.items()}
     content: dict[str, Any] = {
         "schema": FORECAST_SCHEMA,
         "source": _source(samples, source or {}),
@@ -105,6 +108,7 @@ def _objectives(regimes: Sequence[str]) -> dict[str, Objective]:
 
 
 def _source(samples: BaseSamples, source: Mapping[str, Any]) -> dict[str, Any]:
+    merged = all(problem.response_index is not None for problem in samples.problems)
     return {
         "model": source.get("model"),
         "records": source.get("records"),
@@ -113,36 +117,48 @@ def _source(samples: BaseSamples, source: Mapping[str, Any]) -> dict[str, Any]:
         "problems": len(samples.problems),
         "left_out": samples.left_out,
         "samples": samples.smallest,
+        "samples_median": samples.typical,
         "samples_max": samples.largest,
         "temperature": 1.0,
+        "temperature_known": samples.temperature_known,
         "fixed_length": samples.fixed_length,
+        "fixed_length_known": samples.fixed_length_known,
         "ungraded": samples.ungraded,
+        "partial_rewards": samples.partial_rewards,
+        "note": "" if merged else "some records hold neither token_ids nor text: repeats count as different responses",
     }
 
 
 def _base(samples: BaseSamples) -> dict[str, Any]:
-    problems, families, n = samples.problems, samples.families, samples.smallest
+    problems, families, n = samples.problems, samples.families, samples.typical
     figures = [base_figures(problem) for problem in problems]
     correct = np.array([int(problem.correct.sum()) for problem in problems])
     sizes = np.array([problem.size for problem in problems])
     greedy = np.array([math.nan if p.greedy_correct is None else p.greedy_correct for p in problems])
-    greedy_estimate = share(greedy, "base/greedy", families, reason="no graded greedy completion")
+    pass_at_n = np.array([pass_at_k(p.size, int(p.correct.sum()), min(n, p.size)) for p in problems])
+    greedy_estimate = share(greedy, families, reason="no graded greedy completion")
     return {
-        "accuracy": share(np.array([f.accuracy for f in figures]), "base/accuracy", families).as_json(),
-        "sampled_accuracy": share(correct / sizes, "base/sampled", families).as_json(),
+        "accuracy": share(np.array([f.accuracy for f in figures]), families).as_json(),
+        "sampled_accuracy": share(correct / sizes, families).as_json(),
         "greedy_accuracy": greedy_estimate.as_json() if np.isfinite(greedy).any() else None,
-        "pass_at_n": share(pass_at_k(sizes, correct, n), "base/pass", families).as_json(),
-        "length": mean_over_problems(
-            np.array([f.length for f in figures]), "base/length", families, "tokens"
-        ).as_json(),
-        "entropy": mean_over_problems(
-            np.array([f.entropy for f in figures]), "base/entropy", families, "nats/sequence"
-        ).as_json(),
-        "no_correct_share": share((correct == 0).astype(np.float64), "base/none", families).as_json(),
-        "no_correct_upper_bound": _upper_bound(0, n),
+        "pass_at_n": noted(share(pass_at_n, families), _fewer_than(samples, n)).as_json(),
+        "length": mean_over_problems(np.array([f.length for f in figures]), families, "tokens").as_json(),
+        "entropy": mean_over_problems(np.array([f.entropy for f in figures]), families, "nats/sequence").as_json(),
+        "no_correct_share": share((correct == 0).astype(np.float64), families).as_json(),
+        "no_correct_upper_bound": _upper_bound(0, int(sizes[correct == 0].min()) if (correct == 0).any() else n),
         "no_correct_ids": [problem.problem_id for problem in problems if not problem.correct.any()],
-        "all_correct_share": share((correct == sizes).astype(np.float64), "base/all", families).as_json(),
+        "all_correct_share": share((correct == sizes).astype(np.float64), families).as_json(),
     }
+
+
+def _fewer_than(samples: BaseSamples, k: int) -> str:
+    """What is done with problems of fewer than k samples, where there are any."""
+    fewer = sum(problem.size < k for problem in samples.problems)
+    return (
+        f"{fewer} of {len(samples.problems)} problems have fewer than {k} samples and count with all theirs"
+        if fewer
+        else ""
+    )
 
 
 def _upper_bound(correct: int, samples: int) -> float:
@@ -151,28 +167,42 @@ def _upper_bound(correct: int, samples: int) -> float:
 
 
 def _tempered(samples: BaseSamples, name: str, alphas: Sequence[float]) -> dict[str, Any]:
-    tables = [prediction_table(samples, tempered(alpha, name), f"tempered/{name}/{alpha:g}") for alpha in alphas]
+    tables = [prediction_table(samples, tempered(alpha, name)) for alpha in alphas]
     reliable, cut = _reliable_up_to(tables)
     return {
         "alpha": list(alphas),
         **_curve(tables, samples.families),
         "reliable": reliable,
         "cut_alpha": None if cut is None else alphas[cut],
-        "note": "" if cut is None else f"not reliable from alpha = {alphas[cut]:g} on: {tables[cut].why_not}",
+        "note": "" if cut is None else f"not reliable from α = {alphas[cut]:g} on: {tables[cut].why_not}",
     }
 
 
 def _tilt(samples: BaseSamples, beta_invs: Sequence[float]) -> dict[str, Any]:
-    tables = [prediction_table(samples, tilted(1.0, value), f"tilt/{value:g}") for value in beta_invs]
+    tables = [prediction_table(samples, tilted(1.0, value)) for value in beta_invs]
     reliable, cut = _reliable_up_to(tables)
     none = sum(not problem.correct.any() for problem in samples.problems)
-    notes = (
-        [f"{none} of {len(samples.problems)} problems have no right sample: no tilt moves them here"] if none else []
-    )
+    notes = []
+    if none:
+        verb = "has" if none == 1 else "have"
+        notes.append(f"{none} of {len(samples.problems)} problems {verb} no right sample: no tilt moves them here")
     if cut is not None:
-        notes.append(f"not reliable from beta_inv = {beta_invs[cut]:g} on: {tables[cut].why_not}")
+        why = tables[cut].why_not
+        notes.append(
+            f"{'a lower bound' if tables[cut].lower_bound else 'not reliable'} from β⁻¹ = {beta_invs[cut]:g} on: {why}"
+        )
     curve = _curve(tables, samples.families)
-    return {"beta_inv": list(beta_invs), **curve, "reliable": reliable, "note": "; ".join(notes)}
+    return {
+        "beta_inv": list(beta_invs),
+        **curve,
+        "reliable": reliable,
+        # Up to the first point that is flagged for another reason.
+        "lower_bound": [
+            not good and all(table.reliable or table.lower_bound for table in tables[: place + 1])
+            for place, good in enumerate(reliable)
+        ],
+        "note": "; ".join(notes),
+    }
 
 
 def _reliable_up_to(tables: Sequence[PredictionTable]) -> tuple[list[bool], int | None]:
@@ -193,11 +223,18 @@ _Votes = Sequence[tuple[float, Array | None]]  # of each problem: maj@n and maj@
 def _limits(samples: BaseSamples, ks: Sequence[int], votes: _Votes) -> dict[str, Any]:
     limits: dict[str, Any] = {}
     for name, exponent in LENGTH_EXPONENTS.items():
-        table = prediction_table(samples, sharpening(name), f"limit/{name}")
+        table = prediction_table(samples, sharpening(name))
         estimates = table_estimates(table, samples.families)
-        by_k = [best_of_k(p.logprobs / p.lengths**exponent, p.correct, ks) for p in samples.problems]
+        by_k = [
+            best_of_k(p.logprobs / p.lengths**exponent, p.correct, [min(k, p.size) for k in ks])
+            for p in samples.problems
+        ]
         limits[name] = {key: estimates[key] for key in ("accuracy", "delta", "length")} | {
-            "by_k": {"k": list(ks), "accuracy": np.mean(by_k, axis=0).tolist()},
+            "by_k": {
+                "k": list(ks),
+                "accuracy": np.mean(by_k, axis=0).tolist(),
+                "note": _fewer_than(samples, samples.typical),
+            },
             "reliable": table.reliable,
             "note": table.why_not,
         }
@@ -210,10 +247,24 @@ def _majority(samples: BaseSamples, ks: Sequence[int], votes: _Votes) -> dict[st
     accuracy = np.array([vote[0] for vote in votes])
     reason = "records hold no answers"
     by_k = [vote[1] for vote in votes if vote[1] is not None]
+    curve = np.mean(by_k, axis=0).tolist() if by_k else []
+    moved = abs(curve[-1] - curve[-2]) if len(curve) > 1 else math.nan
+    if not by_k:
+        note = reason
+    elif moved < SETTLED:
+        note = ""
+    else:
+        note = f"the vote has not settled: {100 * moved:.1f} points from {ks[-2]} to {ks[-1]} samples"
     return {
-        "accuracy": share(accuracy, "majority/accuracy", families, reason=reason).as_json(),
-        "delta": change_estimate(change(samples, accuracy), "majority/delta", families, reason=reason).as_json(),
-        "by_k": {"k": list(ks) if by_k else [], "accuracy": np.mean(by_k, axis=0).tolist() if by_k else []},
+        "accuracy": share(accuracy, families, reason=reason).as_json(),
+        "delta": change_estimate(change(samples, accuracy), families, reason=reason).as_json(),
+        "by_k": {
+            "k": list(ks) if by_k else [],
+            "accuracy": curve,
+            "note": _fewer_than(samples, samples.typical) if by_k else "",
+        },
+        "reliable": moved < SETTLED,
+        "note": note,
     }
 
 
@@ -223,7 +274,7 @@ def _votes(problem: ProblemSamples, ks: Sequence[int]) -> tuple[float, Array | N
         return math.nan, None
     rng = generator(BOOTSTRAP_SEED, "forecast/majority", problem.problem_id)
     credits = problem.correct.tolist()
-    votes = maj_at_k(problem.answers, credits, [*ks, problem.size], rng=rng)
+    votes = maj_at_k(problem.answers, credits, [*(min(k, problem.size) for k in ks), problem.size], rng=rng)
     return float(votes[-1]), votes[:-1]
 
 
@@ -233,14 +284,15 @@ def _powers(largest: int) -> list[int]:
 
 
 def _regime(samples: BaseSamples, regime: str, objective: Objective) -> dict[str, Any]:
-    table = prediction_table(samples, objective, f"regime/{regime}")
+    table = prediction_table(samples, objective)
     return {
         "label_free": objective.label_free,
         "objective": objective.describe(),
         **table_estimates(table, samples.families),
         "ess": table.median_effective_samples,
         "reliable": table.reliable,
-        "note": table.why_not,
+        "lower_bound": table.lower_bound,
+        "note": THE_BASE if is_the_base(objective) else table.why_not,
     }
 
 
@@ -257,15 +309,15 @@ def _families(samples: BaseSamples, named: Mapping[str, PredictionTable]) -> dic
     for family in sorted(set(samples.families) - {""}):
         places = [place for place, own in enumerate(samples.families) if own == family]
         problems = [samples.problems[place] for place in places]
-        strata, key = [family] * len(places), f"family/{family}"
+        strata = [family] * len(places)
         accuracy = np.array([base_figures(problem).accuracy for problem in problems])
         found[family] = {
             "problems": len(problems),
-            "accuracy": share(accuracy, f"{key}/accuracy", strata).as_json(),
-            "within_correlation": family_correlation(problems, family).as_json(),
+            "accuracy": share(accuracy, strata).as_json(),
+            "within_correlation": family_correlation(problems).as_json(),
             "no_correct_share": float(np.mean([not problem.correct.any() for problem in problems])),
         } | {
-            name: share(named[name].accuracy[places], f"{key}/{name}", strata).as_json()
+            name: share(named[name].accuracy[places], strata).as_json()
             for name in ("limit_sum", "tempered_2", "tilt_100")
         }
     return found

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from bsharp.diagnostics.forecast.figures import REPLICATES, mean_over_problems, share
+from bsharp.diagnostics.forecast.figures import REPLICATES, STREAM, mean_over_problems, reworded, share
 from bsharp.diagnostics.forecast.samples import BaseSamples, ProblemSamples
 from bsharp.seeding import generator
 from bsharp.statistics import Estimate, bootstrap_interval, within_problem_correlation
@@ -36,10 +36,10 @@ def likelihood_figures(samples: BaseSamples) -> dict[str, Any]:
         between.correlation  over problems, of the accuracy with the mean N
         positive_share       among problems with right and wrong samples, those with Cov_x > 0
     """
-    return {name: _of_normalisation(samples, name, exponent) for name, exponent in LENGTH_EXPONENTS.items()}
+    return {name: _of_normalisation(samples, exponent) for name, exponent in LENGTH_EXPONENTS.items()}
 
 
-def _of_normalisation(samples: BaseSamples, name: str, exponent: float) -> dict[str, Any]:
+def _of_normalisation(samples: BaseSamples, exponent: float) -> dict[str, Any]:
     families = samples.families
     covariances = np.array([_covariance(p.correct, _scaled(p, exponent)) for p in samples.problems])
     mixed = np.array([0.0 < p.accuracy < 1.0 for p in samples.problems])
@@ -47,18 +47,18 @@ def _of_normalisation(samples: BaseSamples, name: str, exponent: float) -> dict[
     return {
         "within": {
             "covariance": mean_over_problems(
-                covariances, f"covariance/{name}", families, "nats" if exponent == 0 else "nats/token"
+                covariances, families, "nats" if exponent == 0 else "nats/token"
             ).as_json(),
-            "correlation": _pooled(samples.problems, exponent, f"within/{name}").as_json(),
+            "correlation": _pooled(samples.problems, exponent).as_json(),
         },
-        "between": {"correlation": _between(samples, exponent, name).as_json()},
-        "positive_share": share(positive, f"positive/{name}", families, reason=ALIKE).as_json(),
+        "between": {"correlation": _between(samples, exponent).as_json()},
+        "positive_share": share(positive, families, reason=ALIKE).as_json(),
     }
 
 
-def family_correlation(problems: Sequence[ProblemSamples], family: str) -> Estimate:
+def family_correlation(problems: Sequence[ProblemSamples]) -> Estimate:
     """The pooled within-problem correlation (`sum`) of one family's problems."""
-    return _pooled(problems, 0.0, f"within/sum/{family}")
+    return _pooled(problems, 0.0)
 
 
 def problem_covariance(problem: ProblemSamples, level: float = 0.95) -> tuple[Estimate, Estimate]:
@@ -117,19 +117,20 @@ def _covariance(r: Array, likelihood: Array) -> float:
     return float((r - r.mean()) @ (likelihood - likelihood.mean())) / (len(r) - 1)
 
 
-def _pooled(problems: Sequence[ProblemSamples], exponent: float, key: str) -> Estimate:
+def _pooled(problems: Sequence[ProblemSamples], exponent: float) -> Estimate:
     ids = [problem.problem_id for problem in problems for _ in range(problem.size)]
-    return within_problem_correlation(
+    found = within_problem_correlation(
         np.concatenate([problem.correct for problem in problems]),
         np.concatenate([_scaled(problem, exponent) for problem in problems]),
         ids,
-        rng=generator(BOOTSTRAP_SEED, "interval", f"forecast/{key}"),
+        rng=generator(BOOTSTRAP_SEED, "interval", STREAM),
         strata={problem.problem_id: problem.family for problem in problems},
         replicates=REPLICATES,
     )
+    return reworded(found)
 
 
-def _between(samples: BaseSamples, exponent: float, name: str) -> Estimate:
+def _between(samples: BaseSamples, exponent: float) -> Estimate:
     accuracy = np.array([problem.accuracy for problem in samples.problems])
     likelihood = np.array([_scaled(problem, exponent).mean() for problem in samples.problems])
 
@@ -139,12 +140,13 @@ def _between(samples: BaseSamples, exponent: float, name: str) -> Estimate:
             return math.nan
         return float(np.corrcoef(a, b)[0, 1])
 
-    return bootstrap_interval(
+    found = bootstrap_interval(
         correlation,
         len(accuracy),
-        rng=generator(BOOTSTRAP_SEED, "interval", f"forecast/between/{name}"),
+        rng=generator(BOOTSTRAP_SEED, "interval", STREAM),
         unit="correlation",
         strata=samples.families,
         bounds=(-1.0, 1.0),
         replicates=REPLICATES,
     )
+    return reworded(found)

@@ -20,23 +20,22 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bsharp.diagnostics.forecast.records import Record, SampleRecord, read_record
+
 __all__ = ["LEAST_GRADED", "BaseSamples", "ProblemSamples", "Record", "Responses", "read_samples"]
 
 Array = NDArray[np.float64]
-Record = Mapping[str, Any]
 
 LEAST_GRADED = 2
 """A problem with fewer graded samples is left out: nothing within it can be compared."""
 
-ROUNDING = 1e-4  # nats; a log-probability this far above 0 is a rounding error of float32
 OTHER_MODEL = (
     0.01  # nats per token; a mean difference of logprob and base_logprob beyond it is another policy, not rounding
 )
@@ -44,8 +43,8 @@ OTHER_MODEL = (
 MOST_PROBABILITY = 1.02
 """Probabilities of different responses to one problem cannot add up to more than 1, rounding aside."""
 
-_STATUS_REWARDS = {"correct": 1.0, "wrong": 0.0, "unparseable": 0.0, "timeout": None, "error": None}
-_UNGRADED = ("timeout", "error")
+SAME_RESPONSE = 1e-3
+"""Nats per token up to which log-probabilities of equal length and grade may be two passes over one response."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +114,9 @@ class BaseSamples:
     fixed_length: bool
     ungraded: int  # samples without a grade
     left_out: int  # problems with fewer than LEAST_GRADED graded samples
+    fixed_length_known: bool = False  # whether records say so
+    temperature_known: bool = False  # whether every sample's record says that it is 1
+    partial_rewards: int = 0  # graded samples without a status whose reward lies between 0 and 1: none counts as right
 
     @property
     def families(self) -> list[str]:
@@ -127,6 +129,12 @@ class BaseSamples:
         return min(problem.size for problem in self.problems)
 
     @property
+    def typical(self) -> int:
+        """Graded samples that at least half of the problems have: the median, the lower one of two."""
+        sizes = sorted(problem.size for problem in self.problems)
+        return sizes[(len(sizes) - 1) // 2]
+
+    @property
     def largest(self) -> int:
         """Graded samples of the problem that has the most."""
         return max(problem.size for problem in self.problems)
@@ -136,35 +144,37 @@ def read_samples(records: Sequence[Record]) -> BaseSamples:
     """The records as samples by problem; see the module for the keys. The order of the records is free.
 
     Ungraded samples are counted and left out, problems with fewer than 2 graded samples too. Numbers of samples may differ
-    between problems. Raises ValueError for no record, a record that lacks a key, a log-probability that is missing, not
-    finite or positive, a reward outside [0, 1], a sample that occurs twice, a temperature other than 1, log-probabilities
-    of another policy than the base, free and fixed lengths together, and where no problem is left.
+    between problems. Raises ValueError for no record, a record that lacks a key or holds a value of another type, a
+    log-probability that is missing, not finite or positive, a reward outside [0, 1], only partial rewards, a sample that occurs
+    twice, a temperature other than 1, log-probabilities of another policy than the base or of less than the whole response,
+    free and fixed lengths together, and where no problem is left.
     """
     if not records:
         raise ValueError("no records to forecast from; give at least two graded samples per problem")
-    drawn: dict[str, list[Record]] = {}
-    greedy: dict[str, Record] = {}
-    seen: set[tuple[str, Any]] = set()
-    for line, record in enumerate(records, start=1):
-        problem_id = _problem_id(record, line)
-        if record.get("greedy"):
-            if problem_id in greedy:
-                raise ValueError(_twice("the greedy record", problem_id))
-            greedy[problem_id] = record
+    rows = [read_record(record, place) for place, record in enumerate(records, start=1)]
+    drawn: dict[str, list[SampleRecord]] = {}
+    greedy: dict[str, SampleRecord] = {}
+    seen: set[tuple[str, Hashable]] = set()
+    for row in rows:
+        if row.greedy:
+            if row.problem_id in greedy:
+                raise ValueError(_twice("the greedy record", row.problem_id))
+            greedy[row.problem_id] = row
             continue
-        if record.get("sample") is not None:
-            if (problem_id, record["sample"]) in seen:
-                raise ValueError(_twice(f"sample {record['sample']}", problem_id))
-            seen.add((problem_id, record["sample"]))
-        _require_drawn_at_one(record, line)
-        drawn.setdefault(problem_id, []).append(record)
-    _require_base(records)
+        if row.sample is not None:
+            if (row.problem_id, row.sample) in seen:
+                raise ValueError(_twice(f"sample {row.sample}", row.problem_id))
+            seen.add((row.problem_id, row.sample))
+        _require_drawn_at_one(row)
+        drawn.setdefault(row.problem_id, []).append(row)
+    _require_base(rows)
     if not drawn:
         raise ValueError("all records are greedy completions; a forecast needs samples at temperature 1")
-    with_answers = any("answer" in record for rows in drawn.values() for record in rows)
+    samples = [row for row in rows if not row.greedy]
+    with_answers = any(row.has_answer for row in samples)
     tables, ungraded = [], 0
     for problem_id in sorted(drawn):
-        graded = [(record, reward) for record in drawn[problem_id] if (reward := _reward(record)) is not None]
+        graded = [row for row in drawn[problem_id] if row.reward is not None]
         ungraded += len(drawn[problem_id]) - len(graded)
         if len(graded) >= LEAST_GRADED:
             tables.append(_problem(problem_id, graded, greedy.get(problem_id), with_answers))
@@ -172,138 +182,104 @@ def read_samples(records: Sequence[Record]) -> BaseSamples:
         raise ValueError(
             f"none of {len(drawn)} problems has {LEAST_GRADED} graded samples; draw more samples, or check their grades"
         )
-    splits = {record.get("split") for record in records} - {None}
+    splits = {row.split for row in rows} - {None}
     return BaseSamples(
         problems=tuple(tables),
-        tasks=tuple(sorted({str(record["task"]) for record in records if record.get("task") is not None})),
-        split=str(splits.pop()) if len(splits) == 1 else None,
-        fixed_length=bool(next(iter(drawn.values()))[0].get("fixed_length", False)),
+        tasks=tuple(sorted({row.task for row in rows if row.task is not None})),
+        split=splits.pop() if len(splits) == 1 else None,
+        fixed_length=bool(samples[0].fixed_length),
         ungraded=ungraded,
         left_out=len(drawn) - len(tables),
+        fixed_length_known=any(row.fixed_length is not None for row in samples),
+        temperature_known=all(row.temperature is not None for row in samples),
+        partial_rewards=_partial_rewards(samples),
     )
+
+
+def _partial_rewards(samples: Sequence[SampleRecord]) -> int:
+    partial = sum(row.reward is not None and 0 < row.reward < 1 and not row.has_status for row in samples)
+    if partial and not any(row.has_status or row.reward == 1 for row in samples):
+        raise ValueError(
+            f"{partial} of {len(samples)} rewards lie between 0 and 1, none is 1 and no record has a status: nothing tells which "
+            "responses are right; add status (correct or wrong), or give right responses the reward 1"
+        )
+    return partial
 
 
 def _problem(
-    problem_id: str, graded: Sequence[tuple[Record, float]], greedy: Record | None, with_answers: bool
+    problem_id: str, graded: Sequence[SampleRecord], greedy: SampleRecord | None, with_answers: bool
 ) -> ProblemSamples:
     # A fixed order makes sums, and with them every figure, independent of the order of the records to the last bit.
-    rows = sorted(
-        graded, key=lambda pair: (float(pair[0]["logprob"]), pair[0]["length"], pair[1], str(pair[0].get("answer")))
-    )
-    families = {str(record["family"]) for record, _ in rows if record.get("family") is not None}
+    rows = sorted(graded, key=lambda row: (row.logprob, row.length, row.reward or 0.0, str(row.answer)))
+    families = {row.family for row in rows if row.family is not None}
     if len(families) > 1:
         raise ValueError(f"problem {problem_id} has records of the families {', '.join(sorted(families))}; give it one")
-    greedy_reward = None if greedy is None else _reward(greedy)
     samples = ProblemSamples(
         problem_id=problem_id,
         family=families.pop() if families else "",
-        rewards=np.array([reward for _, reward in rows]),
-        correct=np.array([_is_right(record, reward) for record, reward in rows]),
-        logprobs=np.array([min(float(record["logprob"]), 0.0) for record, _ in rows]),
-        lengths=np.array([int(record["length"]) for record, _ in rows], dtype=np.int64),
-        answers=tuple(_answer(record) for record, _ in rows) if with_answers else None,
-        response_index=_response_index([record for record, _ in rows]),
-        greedy_correct=None if greedy is None or greedy_reward is None else _is_right(greedy, greedy_reward),
+        rewards=np.array([row.reward for row in rows], dtype=np.float64),
+        correct=np.array([row.right for row in rows]),
+        logprobs=np.array([row.logprob for row in rows]),
+        lengths=np.array([row.length for row in rows], dtype=np.int64),
+        answers=tuple(row.answer for row in rows) if with_answers else None,
+        response_index=_response_index(rows),
+        greedy_correct=None if greedy is None or greedy.reward is None else greedy.right,
     )
-    if samples.response_index is not None:
-        total = float(np.exp(samples.responses.logprobs).sum())
-        if total > MOST_PROBABILITY:
-            raise ValueError(
-                f"problem {problem_id}: the probabilities of its different responses add up to {total:.3g}, more than 1; "
-                "logprob must be the sum over all response tokens, EOS included, at temperature 1 without truncation"
-            )
+    total = _total_probability(samples)
+    if total > MOST_PROBABILITY:
+        raise ValueError(
+            f"problem {problem_id}: the probabilities of its different responses add up to {total:.3g}, more than 1; "
+            "logprob must be the sum over all response tokens, EOS included, at temperature 1 without truncation"
+        )
     return samples
 
 
-def _response_index(rows: Sequence[Record]) -> NDArray[np.intp] | None:
-    """(n,) number of each sample's response, by token ids, else by text and length; None where a record has neither."""
-    keys: list[Hashable] = []
-    for record in rows:
-        if record.get("token_ids") is not None:
-            keys.append(tuple(record["token_ids"]))
-        elif record.get("text") is not None:
-            keys.append((str(record["text"]), int(record["length"])))
-        else:
-            return None
+def _total_probability(samples: ProblemSamples) -> float:
+    """Of the different responses. Where records do not tell, samples of other length, grade or log-probability are others."""
+    if samples.response_index is not None:
+        return float(np.exp(samples.responses.logprobs).sum())
+    kinds: dict[tuple[int, float, float], list[float]] = {}
+    found = (samples.lengths.tolist(), samples.rewards.tolist(), samples.correct.tolist(), samples.logprobs.tolist())
+    for length, reward, right, logprob in zip(*found, strict=True):
+        kinds.setdefault((length, reward, right), []).append(logprob)
+    # Two passes over one response differ by rounding: what lies that near may be the same.
+    different = [
+        logprob
+        for (length, _, _), logprobs in kinds.items()
+        for place, logprob in enumerate(logprobs)
+        if place == 0 or logprob - logprobs[place - 1] > SAME_RESPONSE * length
+    ]
+    return math.fsum(map(math.exp, different))
+
+
+def _response_index(rows: Sequence[SampleRecord]) -> NDArray[np.intp] | None:
+    """(n,) number of each sample's response; None where a record does not tell."""
+    if any(row.response is None for row in rows):
+        return None
     known: dict[Hashable, int] = {}
-    return np.array([known.setdefault(key, len(known)) for key in keys], dtype=np.intp)
-
-
-def _answer(record: Record) -> str | None:
-    answer = record.get("answer")
-    return None if answer is None else str(answer)
-
-
-def _reward(record: Record) -> float | None:
-    """The reward, or None where nothing was graded."""
-    status, where = record.get("status"), f"problem {record['problem_id']}"
-    if status is not None and status not in _STATUS_REWARDS:
-        raise ValueError(f"{where}: unknown status {status!r}; known: {', '.join(_STATUS_REWARDS)}")
-    if status in _UNGRADED:
-        return None
-    if "reward" not in record:
-        if status is None:
-            raise ValueError(f"{where}: a record has neither reward nor status; grade the responses first")
-        return _STATUS_REWARDS[str(status)]
-    reward = record["reward"]
-    if reward is None:
-        return None
-    if not isinstance(reward, int | float) or not 0.0 <= reward <= 1.0:
-        raise ValueError(
-            f"{where}: reward {reward!r} is not in [0, 1]; rescale it, or write null where there is no grade"
-        )
-    return float(reward)
-
-
-def _is_right(record: Record, reward: float) -> float:
-    status = record.get("status")
-    return float(status == "correct") if status is not None else float(reward == 1.0)
-
-
-def _problem_id(record: Record, line: int) -> str:
-    missing = [key for key in ("problem_id", "logprob", "length") if record.get(key) is None]
-    if missing:
-        raise ValueError(
-            f"record {line} has no {' and no '.join(missing)}; a forecast needs problem_id, logprob, length and reward"
-        )
-    logprob, length, where = record["logprob"], record["length"], f"record {line} (problem {record['problem_id']})"
-    if isinstance(logprob, bool) or not isinstance(logprob, int | float) or not math.isfinite(logprob):
-        raise ValueError(
-            f"{where}: logprob {logprob!r} is not a finite number; give nats per response, or leave it out"
-        )
-    if logprob > ROUNDING:
-        raise ValueError(
-            f"{where}: logprob {logprob:g} is positive; give the sum of log-probabilities over the response's tokens, in nats"
-        )
-    if isinstance(length, bool) or not isinstance(length, int | float) or length < 1 or length != int(length):
-        raise ValueError(f"{where}: length {length!r} is not a number of tokens; count response tokens, EOS included")
-    return str(record["problem_id"])
+    return np.array([known.setdefault(row.response, len(known)) for row in rows], dtype=np.intp)
 
 
 def _twice(what: str, problem_id: str) -> str:
     return f"{what} of problem {problem_id} occurs twice; were two evaluations joined? Renumber the samples or drop one"
 
 
-def _require_drawn_at_one(record: Record, line: int) -> None:
-    temperature = record.get("temperature", 1.0)
-    if temperature != 1:
+def _require_drawn_at_one(row: SampleRecord) -> None:
+    if row.temperature is not None and row.temperature != 1:
         raise ValueError(
-            f"record {line} was drawn at temperature {temperature}: neither samples nor log-probabilities are the base's; "
+            f"{row.where} was drawn at temperature {row.temperature:g}: neither samples nor log-probabilities are the base's; "
             "sample again at temperature 1"
         )
 
 
-def _require_base(records: Sequence[Record]) -> None:
-    lengths = Counter(bool(record.get("fixed_length", False)) for record in records)
+def _require_base(rows: Sequence[SampleRecord]) -> None:
+    lengths = Counter(bool(row.fixed_length) for row in rows)
     if len(lengths) > 1:
         raise ValueError(
-            f"{lengths[True]} of {len(records)} records have a fixed length, the others not; forecast them separately"
+            f"{lengths[True]} of {len(rows)} records have a fixed length, the others not; forecast them separately"
         )
-    both = [record for record in records if record.get("base_logprob") is not None]
-    if not both:
-        return
-    differences = [abs(float(r["logprob"]) - float(r["base_logprob"])) / float(r["length"]) for r in both]
-    average = math.fsum(differences) / len(differences)
+    differences = [abs(row.logprob - row.base_logprob) / row.length for row in rows if row.base_logprob is not None]
+    average = math.fsum(differences) / max(len(differences), 1)
     if not average <= OTHER_MODEL:
         raise ValueError(
             f"logprob and base_logprob differ by {average:.3g} nats per token: these samples are of a trained policy; "

@@ -12,11 +12,12 @@ from bsharp.reporting.forecast.figures import (
     by_likelihood,
     entries,
     points_text,
+    samples_of,
     share_text,
     text_of,
     value_of,
 )
-from bsharp.reporting.forecast.grids import Grid, flag, gathered, note_of, number_or_dash, number_text
+from bsharp.reporting.forecast.grids import NOT_RELIABLE, Grid, flag, gathered, note_of, number_or_dash, number_text
 from bsharp.reporting.page.load import finite
 
 __all__ = ["LIMITS", "alpha_grid", "limits_grid", "tilt_grid"]
@@ -39,8 +40,7 @@ def alpha_grid(forecast: Forecast, normalisation: str, rows: int = ROWS) -> Grid
     return Grid(
         f"alpha_{normalisation}",
         title,
-        f"{formula}; α = 1 is the base. Estimated from the base's samples by importance weights, as far as the effective "
-        "samples carry.",
+        f"{formula}; α = 1 is the base. Estimated from the base's samples by reweighting, as far as the effective samples carry.",
         (
             ("α", ""),
             ("accuracy", "% [95 %]"),
@@ -82,11 +82,12 @@ def _chosen(knobs: Sequence[float], reliable: Sequence[bool], most: int) -> list
 def tilt_grid(forecast: Forecast) -> Grid:
     """The tilted policy along β⁻¹."""
     found = forecast["tilt"]
-    every = list(entries(found, "beta_inv", "accuracy", "delta", "kl", "ess", "reliable"))
+    every = list(entries(found, "beta_inv", "accuracy", "delta", "kl", "ess", "reliable", "lower_bound"))
+    marks = [flag(row[5], row[6]) for row in every]
     return Grid(
         "tilt",
         "Tilt towards the reward along β⁻¹",
-        "π ∝ π_ref · exp(β⁻¹ r), and what it costs in KL to the base. A problem without a right sample stays as it is.",
+        "π ∝ π_ref · exp(β⁻¹ r), and what it costs in KL to the base.",
         (
             ("β⁻¹", ""),
             ("accuracy", "% [95 %]"),
@@ -102,12 +103,12 @@ def tilt_grid(forecast: Forecast) -> Grid:
                 points_text(row[2]),
                 text_of(row[3], 2),
                 number_or_dash(row[4]),
-                flag(row[5]),
+                mark,
             ]
-            for row in every
+            for row, mark in zip(every, marks, strict=True)
         ],
         (0, 1, 2, 3, 4),
-        frozenset(place for place, row in enumerate(every) if not row[5]),
+        frozenset(place for place, mark in enumerate(marks) if mark == NOT_RELIABLE),
         [("tilt", plain_text(found["note"]))] if found.get("note") else [],
     )
 
@@ -122,7 +123,7 @@ LIMITS = {
 
 def limits_grid(forecast: Forecast) -> Grid:
     """Where sharpening ends: the likeliest of k samples, and the majority of k."""
-    samples = plain_text(forecast["source"].get("samples"))
+    samples = plain_text(samples_of(forecast))
     limit = {name: by_likelihood(forecast, "limit", name) for name in LIMITS}
     ks = sorted({int(k) for found in limit.values() for k, _ in entries(found.get("by_k"), "k", "accuracy") if k})
     # From k = 1 to all samples by halving: what moves at the end is seen there.
@@ -149,7 +150,7 @@ def limits_grid(forecast: Forecast) -> Grid:
                 *(share_text(by_k.get(k)).partition(" ")[0] for k in shown),
             ]
         )
-        own = (plain_text(found.get("note") or ""), note_of(found.get("accuracy")), note_of(found.get("delta")))
+        own = (plain_text(found.get("note") or ""), *map(note_of, map(found.get, ("accuracy", "delta", "by_k"))))
         notes += [(meaning, note) for note in dict.fromkeys(own) if note]
     return Grid(
         "limits",

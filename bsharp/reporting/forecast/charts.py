@@ -9,7 +9,7 @@ from typing import Any
 from bsharp.reporting.cells import BASE, plain_text
 from bsharp.reporting.forecast.along import LIMITS
 from bsharp.reporting.forecast.figures import Forecast, by_likelihood, entries, scaled, value_of
-from bsharp.reporting.forecast.grids import NOT_RELIABLE, number_text
+from bsharp.reporting.forecast.grids import LOWER_BOUND, NOT_RELIABLE, flag, number_text, short_name
 from bsharp.reporting.forecast.parted import (
     Drawn,
     Point,
@@ -39,6 +39,7 @@ COLOURS: Mapping[str, str] = {"sum": "sharpening", "mean": "sharpening_mean", "m
 """The palette's names of the likelihoods and limits; the same colours as of the regimes in a report."""
 APART = 0.05
 """Points of the tilt whose accuracies differ by less, and whose KL is as near, share a label."""
+_MARKS = {"": "", LOWER_BOUND: "≥ ", NOT_RELIABLE: "* "}
 _REGIMES = ("task_reward", "sharpening", "tempered", "tilted")
 
 
@@ -55,13 +56,14 @@ def gains_chart(forecast: Forecast) -> Chart | None:
     """The forecast change of every regime, with intervals."""
     found = []
     for name, regime in (forecast["regimes"] or {}).items():
-        shown = plain_text(name) + ("" if regime.get("reliable") else " *")
+        # The mark stands first: the end of a long name is cut.
+        shown = _MARKS[flag(regime.get("reliable"), regime.get("lower_bound"))] + short_name(name)
         found.append(Dot(shown, colour(str(name)), shown, regime["delta"]))
     return dots(
         "gains",
         "Forecast change of accuracy at the optimum of each regime",
         "How to read this: right of 0 the regime's optimum is better than the base on these problems; where the interval "
-        "includes 0 the samples cannot tell. An asterisk: not reliable, for the reason given below the table.",
+        "includes 0 the samples cannot tell. An asterisk: not reliable, for the reason given below the table. ≥: a lower bound.",
         "Δ to base (points)",
         "regime",
         found,
@@ -236,59 +238,76 @@ def by_k_chart(forecast: Forecast) -> Chart | None:
 
 def tilt_chart(forecast: Forecast) -> Chart | None:
     """Accuracy against KL: the tilt along β⁻¹, the tempered policy beside it, and what no tilt can pass."""
-    tilt = [(0.0, forecast["base"]["accuracy"], 0.0, True)]  # no tilt: the base itself
-    tilt += entries(forecast["tilt"], "kl", "accuracy", "beta_inv", "reliable")
-    tempered = list(entries(by_likelihood(forecast, "tempered", "sum"), "kl", "accuracy", "alpha", "reliable"))
+    tilt = [(0.0, forecast["base"]["accuracy"], 0.0, True, False)]  # no tilt: the base itself
+    tilt += entries(forecast["tilt"], "kl", "accuracy", "beta_inv", "reliable", "lower_bound")
+    curve = by_likelihood(forecast, "tempered", "sum")
+    tempered = list(entries(curve, "kl", "accuracy", "alpha", "reliable", "lower_bound"))
     # Where its weights no longer carry, the tempered policy's KL would only stretch the axis.
     tempered = tempered[: leading([row[3] for row in tempered])]
     drawn: list[Drawn] = []
     for name, regime, knob, rows in (("tilt", "tilted", "β⁻¹", tilt), ("tempered (sum)", "tempered", "α", tempered)):
-        points = [Point(x, accuracy, bool(reliable), f"{knob} = {number_text(value)}, {x:.3g} nats, accuracy (%)")
-                  for kl, accuracy, value, reliable in rows if (x := value_of(kl)) is not None]  # fmt: skip
+        points = [Point(x, accuracy, bool(reliable), f"{knob} = {number_text(value)}, {x:.3g} nats, accuracy (%)",
+                        bool(lower))
+                  for kl, accuracy, value, reliable, lower in rows if (x := value_of(kl)) is not None]  # fmt: skip
         drawn += parted(name, regime, points, 100.0)
     if not drawn:
         return None
-    reach = max(float(x) for curve, _ in drawn for x in curve.x)
+    reach = max(float(x) for curve, _ in drawn for x in curve.x) or 1.0
+    ends = [value for curve, _ in drawn for value in (*curve.y, *curve.low, *curve.high) if value is not None]
+    ends += [100 * (1 - none) for none in [value_of(forecast["base"]["no_correct_share"])] if none is not None]
+    low, high, span = min(ends), max(ends), max(ends) - min(ends) or 1.0
     x_title = "KL to the base (nats/sequence)"
     return Chart(
         "tilt_kl",
         "What a nat of KL buys",
-        "How to read this: each point of the tilt is a β⁻¹, larger ones further right. The dotted line is the share of problems "
-        "with a right sample, which no tilt of these samples can pass. Where likelihood predicts correctness badly, the tempered "
-        "policy pays KL and gains little. Pale: not reliable; of the tempered policy that part is left out.",
-        [*parted_traces(drawn), *_ceiling(forecast, reach), *_knobs(forecast, reach)],
-        {"xaxis": axis(x_title, rangemode="tozero", automargin=True), "yaxis": axis(ACCURACY)},
+        "How to read this: the numbers beside the tilt are its β⁻¹, larger ones further right; ≥ is a lower bound. The dotted "
+        "line is the share of problems with a right sample, which no tilt of these samples can pass. Where likelihood predicts "
+        "correctness badly, the tempered policy pays KL and gains little. Pale: not reliable; of the tempered policy that part "
+        "is left out.",
+        [*parted_traces(drawn), *_ceiling(forecast, reach), *_knobs(forecast, reach, 0.02 * span)],
+        {
+            # Room for the labels: left of the first points and above the last, where no curve runs.
+            "xaxis": axis(x_title, range=[-0.08 * reach, 1.04 * reach], automargin=True),
+            "yaxis": axis(ACCURACY, range=[low - 0.06 * span, high + 0.14 * span]),
+        },
         parted_columns(drawn, (x_title, ACCURACY)),
         400,
         wide=True,
     )
 
 
-def _knobs(forecast: Forecast, reach: float) -> Iterator[dict[str, Any]]:
-    """β⁻¹ beside the points of the tilt; those too near to each other have one label."""
-    labels: list[tuple[float, float, list[str]]] = []
-    for kl, accuracy, knob in entries(forecast["tilt"], "kl", "accuracy", "beta_inv"):
+def _knobs(forecast: Forecast, reach: float, lift: float) -> Iterator[dict[str, Any]]:
+    """β⁻¹ beside the points of the tilt; those too near to each other have one label; the last `lift` points above its own."""
+    labels: list[tuple[float, float, list[str], bool]] = []
+    for kl, accuracy, knob, lower in entries(forecast["tilt"], "kl", "accuracy", "beta_inv", "lower_bound"):
         x, y = value_of(kl), value_of(accuracy)
         if x is None or y is None:
             continue
-        if labels and abs(x - labels[-1][0]) < 0.12 * reach and abs(y - labels[-1][1]) < APART:
-            labels[-1][2].append(number_text(knob))
+        near = labels and abs(x - labels[-1][0]) < 0.12 * reach and abs(y - labels[-1][1]) < APART
+        if near and bool(lower) == labels[-1][3]:
+            labels[-1] = (x, y, [*labels[-1][2], number_text(knob)], bool(lower))
         else:
-            labels.append((x, y, [number_text(knob)]))
+            labels.append((x, y, [number_text(knob)], bool(lower)))
     if labels:
+        last = len(labels) - 1
         yield {
             "type": "scatter",
             "mode": "text",
             "name": "β⁻¹",
-            "x": [significant(x) for x, _, _ in labels],
-            "y": [significant(100 * y) for _, y, _ in labels],
+            "x": [significant(x) for x, *_ in labels],
+            "y": [significant(100 * y + lift * (place == last)) for place, (_, y, *_) in enumerate(labels)],
+            # Only the last label has room for the symbol; the curve climbs and bends down, so left of it is free.
             "text": [
-                "\u00a0\u00a0β⁻¹ = " + (knobs[0] if len(knobs) == 1 else f"{knobs[0]} to {knobs[-1]}")
-                for *_, knobs in labels
+                ("β⁻¹ = " if place == last else "")
+                + (knobs[0] if len(knobs) == 1 else f"{knobs[0]} to {knobs[-1]}")
+                + (" (≥)" if lower else "")
+                + "\u00a0\u00a0"
+                for place, (_, _, knobs, lower) in enumerate(labels)
             ],
-            "textposition": "bottom right",
+            "textposition": ["top left" if place == last else "middle left" for place in range(len(labels))],
             "hoverinfo": "skip",
             "showlegend": False,
+            "cliponaxis": False,
             "meta": {"role": "marker"},
         }
 

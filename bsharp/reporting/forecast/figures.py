@@ -14,9 +14,11 @@ __all__ = [
     "NORMALISATIONS",
     "Forecast",
     "by_likelihood",
+    "counted",
     "entries",
     "points_text",
     "require_forecast",
+    "samples_of",
     "scaled",
     "shape",
     "share_text",
@@ -109,6 +111,18 @@ def by_likelihood(forecast: Forecast, key: str, normalisation: str) -> Mapping[s
 def shape(forecast: Forecast) -> str:
     """`96 problems × 16 samples`, or the smallest and largest number of samples."""
     source = forecast["source"]
-    least, most = source.get("samples"), source.get("samples_max", source.get("samples"))
-    samples = f"{least}" if least == most else f"{least} to {most}"
-    return f"{plain_text(source.get('problems', MISSING))} problems × {plain_text(samples)} samples"
+    problems, least = source.get("problems", MISSING), source.get("samples")
+    most = source.get("samples_max", least)
+    samples = counted(most, "sample") if least == most else f"{plain_text(least)} to {counted(most, 'sample')}"
+    return f"{counted(problems, 'problem')} × {samples}"
+
+
+def counted(count: object, noun: str) -> str:
+    """`1 problem`, `2 problems`."""
+    return f"{plain_text(count)} {noun}" + ("" if finite(count) == 1 else "s")
+
+
+def samples_of(forecast: Forecast) -> object:
+    """The n of pass@n and of the limits: the samples of the median problem, of the smallest where that is not said."""
+    source = forecast["source"]
+    return source.get("samples_median", source.get("samples"))

@@ -12,6 +12,7 @@ from bsharp.reporting.forecast.figures import (
     Forecast,
     by_likelihood,
     points_text,
+    samples_of,
     share_text,
     text_of,
     value_of,
@@ -19,6 +20,7 @@ from bsharp.reporting.forecast.figures import (
 from bsharp.reporting.page.load import finite
 
 __all__ = [
+    "LOWER_BOUND",
     "NOT_RELIABLE",
     "Grid",
     "base_grid",
@@ -31,11 +33,14 @@ __all__ = [
     "number_text",
     "regimes_grid",
     "rules_grid",
+    "short_name",
     "verdict_word",
 ]
 
 NOT_RELIABLE = "not reliable"
 """What stands beside a figure that rests on too little."""
+LOWER_BOUND = "≥, lower bound"
+"""What stands beside a figure that more samples can only raise."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ def number_text(value: object) -> str:
 def base_grid(forecast: Forecast) -> Grid:
     """The figures of the base itself."""
     base = forecast["base"]
-    samples = forecast["source"].get("samples")
+    samples = samples_of(forecast)
     sampled = (
         [["right samples", _share(base["sampled_accuracy"]), "their plain share"]]
         if base.get("sampled_accuracy")
@@ -150,15 +155,15 @@ def regimes_grid(forecast: Forecast) -> Grid:
     notes: list[tuple[str, str]] = []
     faint: set[int] = set()
     for place, (name, regime) in enumerate((forecast["regimes"] or {}).items()):
-        reliable = bool(regime.get("reliable"))
-        if not reliable:
+        mark = flag(regime.get("reliable"), regime.get("lower_bound"))
+        if mark == NOT_RELIABLE:
             faint.add(place)
         rows.append(
             [
                 plain_text(name),
                 share_text(regime["accuracy"]),
                 points_text(regime["delta"]),
-                flag(reliable),
+                mark,
                 text_of(regime.get("kl"), 2).partition(" ")[0],
                 text_of(regime["length"], 1).partition(" ")[0],
                 number_or_dash(regime.get("ess")),
@@ -170,7 +175,7 @@ def regimes_grid(forecast: Forecast) -> Grid:
         "regimes",
         "Forecast at the optimum of each regime",
         "What the objective's own optimum would score on these problems; training may stop short of it or leave it. Δ is "
-        "paired with the base. ESS: effective samples of the median problem.",
+        "paired with the base. ESS: effective samples of the median problem; of a limit, how often its response was drawn.",
         (
             ("regime", ""),
             ("accuracy", "% [95 %]"),
@@ -186,6 +191,13 @@ def regimes_grid(forecast: Forecast) -> Grid:
         frozenset(faint),
         gathered(notes),
     )
+
+
+def short_name(regime: object) -> str:
+    """`sharpening_mean` of `sharpening_mean=sharpening(normalisation=mean)`: the name given to a regime, else all of it."""
+    name = plain_text(regime)
+    given, equals, _ = name.partition("=")
+    return given if equals and "(" not in given else name
 
 
 def _regime_notes(name: str, regime: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -208,9 +220,9 @@ def number_or_dash(value: object, digits: int = 1) -> str:
     return MISSING if number is None else f"{number:.{digits}f}"
 
 
-def flag(reliable: object) -> str:
-    """The mark of a figure, empty where it is reliable."""
-    return "" if reliable else NOT_RELIABLE
+def flag(reliable: object, lower_bound: object = False) -> str:
+    """The mark of a figure, empty where it is reliable; a lower bound is marked as that, not as unreliable."""
+    return LOWER_BOUND if lower_bound else "" if reliable else NOT_RELIABLE
 
 
 def families_grid(forecast: Forecast) -> Grid:

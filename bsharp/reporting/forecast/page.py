@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from bsharp.reporting.cells import MISSING, plain_text
@@ -17,6 +18,7 @@ from bsharp.reporting.forecast.grids import (
     likelihood_grid,
     regimes_grid,
     rules_grid,
+    short_name,
 )
 from bsharp.reporting.forecast.problems import problem_charts
 from bsharp.reporting.forecast.terms import TERMS
@@ -119,7 +121,10 @@ def _unknown(forecast: Forecast) -> Section:
 def _regimes(forecast: Forecast) -> Section:
     objectives = [(plain_text(name), plain_text(regime.get("objective", MISSING)))
                   for name, regime in (forecast["regimes"] or {}).items()]  # fmt: skip
-    parts: list[Part | None] = _table(regimes_grid(forecast)) if objectives else []
+    grid = regimes_grid(forecast)
+    # All of a regime stands in the fold below: beside its figures there is room for its name only.
+    grid = replace(grid, rows=[[short_name(row[0]), *row[1:]] for row in grid.rows])
+    parts: list[Part | None] = _table(grid) if objectives else []
     if objectives:
         parts.append(Fold("What each regime maximises", [Definitions(objectives)]))
     parts += _table(base_grid(forecast))
@@ -192,4 +197,4 @@ def _plain(value: object) -> str:
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else plain_text(value)
 
 
-_SECTIONS = (_recommendation, _unknown, _regimes, _likelihood, _sharpening, _tilt, _families, _rules, _source)
+_SECTIONS = (_recommendation, _rules, _regimes, _likelihood, _sharpening, _tilt, _families, _unknown, _source)

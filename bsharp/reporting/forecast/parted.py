@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from bsharp.reporting.forecast.figures import scaled, value_of
-from bsharp.reporting.forecast.grids import NOT_RELIABLE
+from bsharp.reporting.forecast.grids import NOT_RELIABLE, flag
 from bsharp.reporting.page.charts import Curve, curve_columns, curve_traces, significant, told
 
 __all__ = ["Point", "ends_of", "leading", "parted", "parted_columns", "parted_traces"]
@@ -19,12 +19,13 @@ Drawn = tuple[Curve, bool]
 
 
 class Point(NamedTuple):
-    """A figure at x; `said` is what its hover text begins with."""
+    """A figure at x; `said` is what its hover text begins with. A lower bound counts as reliable and says what it is."""
 
     x: float
     figure: object
     reliable: bool
     said: str
+    lower_bound: bool = False
 
 
 def leading(flags: Sequence[object]) -> int:
@@ -35,7 +36,7 @@ def leading(flags: Sequence[object]) -> int:
 def parted(name: str, regime: str, points: Sequence[Point], scale: float = 1.0) -> Iterator[Drawn]:
     """The reliable part of a curve and the rest, each with whether it is reliable; points without a figure are left out."""
     known = [point for point in points if value_of(point.figure) is not None]
-    firm = leading([point.reliable for point in known])
+    firm = leading([point.reliable or point.lower_bound for point in known])
     if firm:
         yield _curve(name, regime, known[:firm], scale), True
     if firm < len(known):
@@ -50,8 +51,9 @@ def ends_of(figure: Mapping[str, Any]) -> tuple[Any, Any, Any]:
 
 def _curve(name: str, regime: str, points: Sequence[Point], scale: float) -> Curve:
     figures = [scaled(point.figure, scale) for point in points]
-    text = [f"{point.said}: {told(*ends_of(figure))}" + ("" if point.reliable else f", {NOT_RELIABLE}")
-            for point, figure in zip(points, figures, strict=True)]  # fmt: skip
+    marks = [flag(point.reliable, point.lower_bound) for point in points]
+    text = [f"{point.said}: {told(*ends_of(figure))}" + (f", {mark}" if mark else "")
+            for point, figure, mark in zip(points, figures, marks, strict=True)]  # fmt: skip
     middle, low, high = ([figure[end] for figure in figures] for end in ("estimate", "low", "high"))
     return Curve(name, regime, [significant(point.x) or 0.0 for point in points], middle, low, high, text)
 

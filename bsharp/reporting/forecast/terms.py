@@ -15,7 +15,7 @@ TERMS: tuple[tuple[str, str, str], ...] = (
     (
         "delta",
         "Δ to base",
-        "The forecast accuracy minus that of the same samples unweighted, paired by problem, in points.",
+        "The forecast accuracy minus the base's own, estimated from the same samples and paired by problem, in points.",
     ),
     (
         "alpha",
@@ -35,14 +35,15 @@ TERMS: tuple[tuple[str, str, str], ...] = (
     (
         "ess",
         "ESS",
-        "Effective samples, (Σw)²/Σw², of the median problem: how many samples share the weight. Too few and the figure is not "
-        "reliable.",
+        "Effective samples, (Σw)²/Σw², of the median problem: how many samples share the weight. Of a limit: how "
+        "often the best response was drawn. Too few and the figure is not reliable.",
     ),
     ("effective", "effective samples", "See ESS."),
     (
         "flag",
         "flag",
-        "Not reliable: too few effective samples, or it still moves with their number; the reason stands below the table.",
+        "Not reliable: too few effective samples, or it still moves with their number; the reason stands below the table. "
+        "≥, lower bound: right responses too rare to be sampled can only raise the figure.",
     ),
     (
         "correlation",

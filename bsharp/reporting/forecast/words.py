@@ -11,8 +11,10 @@ from bsharp.reporting.forecast.figures import (
     NORMALISATIONS,
     Forecast,
     by_likelihood,
+    counted,
     entries,
     points_text,
+    samples_of,
     shape,
     share_text,
     text_of,
@@ -38,6 +40,8 @@ SETTLED = 0.02
 """A limit that moved by less than this share between half of the samples and all of them is called settled."""
 FEW_PROBLEMS = 30
 FEW_SAMPLES = 8
+MORE_SAMPLES = 64
+"""How many samples a problem are advised where no regime is reliable; twice as many as there are, if that is more."""
 
 
 def rests_on(forecast: Forecast) -> str:
@@ -58,26 +62,55 @@ def rests_on(forecast: Forecast) -> str:
 def warnings(forecast: Forecast) -> Iterator[tuple[bool, str]]:
     """Reasons to doubt every figure, each with whether it is serious: few problems or samples, what was left out."""
     source = forecast["source"]
-    problems, samples = finite(source.get("problems")), finite(source.get("samples"))
+    problems, samples = finite(source.get("problems")), finite(samples_of(forecast))
     if problems is not None and problems < FEW_PROBLEMS:
         yield (
             True,
-            f"Only {problems:.0f} problems: the intervals cover other problems badly; {FEW_PROBLEMS} or more are advised.",
+            f"Only {counted(int(problems), 'problem')}: the intervals cover other problems badly; "
+            f"{FEW_PROBLEMS} or more are advised.",
         )
     if samples is not None and samples < FEW_SAMPLES:
         yield (
             True,
-            f"Only {samples:.0f} samples for some problem: weights and limits carry little; {FEW_SAMPLES} or more are advised.",
+            f"Only {counted(int(samples), 'sample')} a problem: weights and limits carry little; "
+            f"{FEW_SAMPLES} or more are advised.",
         )
-    if source.get("ungraded"):
-        yield False, f"{source['ungraded']} samples could not be graded (timeout or error); they count in no figure."
-    if source.get("left_out"):
-        yield False, f"{source['left_out']} problems have too few graded samples and were left out."
+    regimes = list((forecast["regimes"] or {}).values())
+    if regimes and not any(regime.get("reliable") or regime.get("lower_bound") for regime in regimes):
+        advised = max(MORE_SAMPLES, 2 * int(samples or 0))
+        yield True, f"No regime's forecast is reliable: draw more samples, e.g. --samples {advised}."
+    yield from _doubts_of_records(source)
+
+
+def _doubts_of_records(source: Mapping[str, Any]) -> Iterator[tuple[bool, str]]:
+    """What the records do not say or were not used for."""
+    partial, ungraded, left_out = source.get("partial_rewards"), source.get("ungraded"), source.get("left_out")
+    if partial:
+        verb = "has" if partial == 1 else "have"
+        yield (
+            True,
+            f"{counted(partial, 'sample')} {verb} a partial reward, between 0 and 1: none of them counts as right.",
+        )
+    if source.get("temperature_known") is False:
+        assumed = number_text(source.get("temperature", 1.0))
+        yield False, f"Not every record says its temperature: {assumed} is assumed; at another, every weight is wrong."
+    if ungraded:
+        them = "it counts" if ungraded == 1 else "they count"
+        yield False, f"{counted(ungraded, 'sample')} could not be graded (timeout or error); {them} in no figure."
+    if left_out:
+        verb, was = ("has", "was") if left_out == 1 else ("have", "were")
+        yield False, f"{counted(left_out, 'problem')} {verb} too few graded samples and {was} left out."
+    if source.get("note"):
+        yield False, _sentence(plain_text(source["note"]))
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:].rstrip(".") + "."
 
 
 def base_sentence(forecast: Forecast) -> str:
     """Accuracy, pass@n and length of the base in one sentence."""
-    base, samples = forecast["base"], plain_text(forecast["source"].get("samples"))
+    base, samples = forecast["base"], plain_text(samples_of(forecast))
     greedy = value_of(base.get("greedy_accuracy"))
     return (
         f"The base is right in {share_text(base['accuracy'])} % of responses"
@@ -93,8 +126,8 @@ def no_correct_sentence(forecast: Forecast) -> str:
     count, share = len(base.get("no_correct_ids") or []), base["no_correct_share"]
     if not count:
         return "Every problem has at least one right sample."
-    problems = f"{count} problem{'s' * (count != 1)}"
-    text = f"On {problems} ({share_text(share)} %) no sample is right: there a reward finds nothing to reinforce."
+    problems = f"{counted(count, 'problem')} ({share_text(share)} %)"
+    text = f"On {problems} no sample is right: there a reward finds nothing to reinforce."
     bound = finite(base.get("no_correct_upper_bound"))
     if bound is None:
         return text
@@ -161,14 +194,15 @@ def cut_sentence(forecast: Forecast, normalisation: str) -> str:
 
 
 def tilt_sentence(forecast: Forecast) -> str:
-    """What the strongest tilt would give and cost, and where none can help."""
-    every = list(entries(forecast["tilt"], "beta_inv", "accuracy", "delta", "kl"))
+    """What the strongest tilt would give and cost; `at least` where that is a lower bound."""
+    every = list(entries(forecast["tilt"], "beta_inv", "accuracy", "delta", "kl", "lower_bound"))
     if not every:
         return "There is no forecast of the tilt."
-    knob, accuracy, delta, kl = max(every, key=lambda row: finite(row[0]) or 0.0)
+    knob, accuracy, delta, kl, lower_bound = max(every, key=lambda row: finite(row[0]) or 0.0)
+    forecast_at = "forecast to reach at least" if lower_bound else "forecast at"
     return (
-        f"With β⁻¹ = {number_text(knob)} the tilt is forecast at {share_text(accuracy)} % ({points_text(delta)} points) "
-        f"for {text_of(kl, 2)} nats of KL. {no_correct_sentence(forecast)}"
+        f"With β⁻¹ = {number_text(knob)} the tilt is {forecast_at} {share_text(accuracy)} % "
+        f"({points_text(delta)} points) for {text_of(kl, 2)} nats of KL."
     )
 
 

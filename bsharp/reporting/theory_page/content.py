@@ -216,7 +216,7 @@ _NUDGE = Section(
         ),
         Step(
             "So the base’s accidents come back α times as large. The tilt with α = 1 returns them once. An "
-            r"argmax is no function of size at all: where two values tie it jumps. $\mathrm{arg\,max}\, r$ does "
+            r"argmax ignores how large a difference is: where two values tie it jumps. $\mathrm{arg\,max}\, r$ does "
             r"not contain $\pi_{\mathrm{ref}}$."
         ),
     ),
@@ -237,7 +237,10 @@ _FLOWS = Section(
             {"simplex": "wrong_first", "flow": "entropy", "start": "0.3,0.38,0.32"},
         ),
         Try("Tilted: stops inside", {"simplex": "two_right", "flow": "tilted", "alpha": 1, "beta_inv": 2}),
-        Try("A slow start in a rare response", {"simplex": "wrong_first", "flow": "task", "start": "0.04,0.03,0.93"}),
+        Try(
+            "A slow start: the right answer is rare",
+            {"simplex": "wrong_first", "flow": "task", "start": "0.04,0.03,0.93"},
+        ),
     ),
     (
         Step(

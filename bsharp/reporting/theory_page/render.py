@@ -166,7 +166,8 @@ def _optimum(regime: str) -> str:
 
 def _nudge(element: str, data: Mapping[str, Any]) -> str:
     head = "".join(
-        f'<th scope="col">{title}</th>' for title in ("optimum", "log-ratio moves", "mass that moves", "accuracy")
+        f'<th scope="col">{title}</th>'
+        for title in ("optimum", "log-ratio of the two moves by (× ε)", "mass that moves", "accuracy")
     )
     return (
         f'{_slider("epsilon", "nudge ε", "nats", play=True)}<div class="drawing" id="nudge-plot"></div>'
@@ -207,11 +208,16 @@ def _slider(key: str, name: str, unit: str = "", play: bool = False) -> str:
 
 
 def _select(key: str, name: str, options: Any) -> str:
-    items = "".join(f'<option value="{escape(one["id"])}">{escape(one["name"])}</option>' for one in options)
+    items = "".join(f'<option value="{escape(one["id"])}">{escape(_short(one["name"]))}</option>' for one in options)
     return (
         f'<div class="select" id="{key}-field"><label for="{key}">{escape(name)}</label>'
         f'<select id="{key}" data-key="{key}">{items}</select></div>'
     )
+
+
+def _short(name: str) -> str:
+    """The name of a world without its explanation."""
+    return name.split(":")[0]
 
 
 def _controls(data: Mapping[str, Any]) -> str:

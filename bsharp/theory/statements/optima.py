@@ -119,7 +119,7 @@ def _total_variation(first: Float[Tensor, " N"], second: Float[Tensor, " N"]) ->
 
 
 def sharpened_optimum_jumps(world: FiniteWorld, margin: float = 1e-3) -> Sides:
-    """A perturbation of the runner-up by less than the gap moves nothing, by more than the gap all the mass (c = 0).
+    """A perturbation of the runner-up by less than the gap moves nothing, by more than the gap all the mass (c = 0, N = sum).
 
     Left: total variation between the optima of sharpening before and after lifting l_ref of the runner-up by (1 - margin)
     and (1 + margin) times its distance g from the mode; right: 0 and 1. Raises ValueError where g is below 1e-6.
@@ -142,7 +142,7 @@ def smooth_optimum_moves_this_far_at_most(
     """TV(pi*, pi*') <= tanh(alpha (max delta - min delta) / 4) for pi* ~ pi_ref^alpha exp(lambda r): no jump at a finite alpha.
 
     Log-odds move by at most alpha times the range of delta; two distributions whose log-ratio has range R are within
-    tanh(R / 4) of each other, with equality for two responses. lambda >= 0.
+    tanh(R / 4) of each other, which two responses of odds e^{-R/2} reach. lambda >= 0.
     """
     objective = tilted(alpha, lam) if lam else tempered(alpha)
     left = _total_variation(log_optimum(objective, world), log_optimum(objective, world, world.base_logprob + delta))
@@ -152,12 +152,13 @@ def smooth_optimum_moves_this_far_at_most(
 def reward_optimum_ignores_the_base(world: FiniteWorld, delta: Float[Tensor, " N"]) -> Sides:
     """Without KL the optima of the task reward are the distributions on argmax r, whatever the base of full support.
 
-    Left: the library's choice among them for the perturbed base; right: the uniform one, written out from r alone.
+    Left: the mean reward of the library's choice among them for the perturbed base; right: max r. A mean is the maximum only
+    where all the mass is on argmax r.
     """
     moved = log_optimum(task_reward(), world, world.base_logprob + delta)
-    best = world.rewards == world.rewards.max()
-    uniform = best.double().log() - math.log(int(best.sum()))
-    return Sides(moved, uniform, "log π* from π_ref′", "log uniform on argmax r")
+    return Sides(
+        scalar(expectation(moved, world.rewards)), scalar(world.rewards.max()), "E[r] under π* from π_ref′", "max r"
+    )
 
 
 # ------------------------------------------------------------------------------------------------ reading a tuned model
@@ -177,7 +178,8 @@ def knobs_give_this_log_ratio(world: FiniteWorld, alpha: float, beta_inv: float)
 def regression_reads_the_knobs(worlds: Sequence[FiniteWorld], alpha: float, beta_inv: float) -> Sides:
     """Least squares of log pi*/pi_ref on l_ref and r, with an intercept per prompt, returns alpha - 1 and lambda exactly.
 
-    One world a prompt; every response counts once (at the optimum there is no residual, so no weighting matters).
+    It needs l_ref and r to vary within prompts and not along one line in all of them. One world a prompt; every response
+    counts once (at the optimum there is no residual, so no weighting matters).
     """
     ratios, rows = [], []
     for index, world in enumerate(worlds):

@@ -173,7 +173,7 @@ def sharpened_reward_tends_to_the_mode(world: FiniteWorld, rho: float = 0.0, dec
     """lim_{alpha -> inf} E_{p_alpha}[r] = r(mode), the mode being argmax N(l_ref), here unique.
 
     The distance is at most e^{-(alpha - 1) g} (1 - pi_ref(mode)) / pi_ref(mode), g the gap in N to the runner-up;
-    alpha = 1 + decay / g makes the first factor e^-decay. Raises ValueError where the mode is tied.
+    alpha = 1 + decay / g, at least 1, makes the first factor e^-decay. Raises ValueError where the mode is tied.
     """
     score = loglikelihood(world, rho)
     best, runner_up = score.topk(2).values.tolist()

@@ -57,9 +57,15 @@ class Sides:
 
     @property
     def worst(self) -> int:
-        """The place where the statement is furthest from true; for an inequality that holds, where it is tightest."""
-        place = self.left - self.right if self.kind == "inequality" else self.errors
-        return int(place.argmax())  # argmax takes NaN for the largest
+        """The place where the statement is furthest from true; for an inequality that holds, where it is tightest.
+
+        Tightest relative to its size: of -1e-40 <= 0 and 0.9 <= 1 the second says more.
+        """
+        errors = self.errors
+        if self.kind == "inequality" and not bool((errors != 0).any()):
+            size = torch.maximum(self.left.abs(), self.right.abs())
+            return int(((self.left - self.right) / size).nan_to_num(nan=-1.0).argmax())  # 0 <= 0 says nothing
+        return int(errors.argmax())  # argmax takes NaN for the largest
 
     @property
     def error(self) -> float:

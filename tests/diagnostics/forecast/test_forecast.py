@@ -99,10 +99,15 @@ def test_the_forecast_is_plain_json_with_the_documented_parts(content: dict[str,
         "problems": 24,
         "left_out": 0,
         "samples": 12,
+        "samples_median": 12,
         "samples_max": 12,
         "temperature": 1.0,
+        "temperature_known": False,
         "fixed_length": False,
+        "fixed_length_known": False,
         "ungraded": 0,
+        "partial_rewards": 0,
+        "note": "",
     }
     assert list(content["regimes"]) == list(REGIMES)
     assert sorted(content["families"]) == ["f0", "f1", "f2"]
@@ -184,8 +189,28 @@ def test_numbers_of_samples_may_differ_and_ungraded_ones_are_counted(records: li
     found = forecast(ragged, ["task_reward"], alphas=[1, 2], beta_invs=[1])
     source = found["source"]
     assert (source["samples"], source["samples_max"], source["ungraded"]) == (5, 12, 1)
+    assert source["samples_median"] == 12
+    assert "p003" in found["base"]["no_correct_ids"]
     assert found["base"]["no_correct_upper_bound"] == pytest.approx(1 - 0.05 ** (1 / 5))
-    assert found["limit"]["sum"]["by_k"]["k"] == [1, 2, 4, 5]
+    for name in ("sum", "mean"):
+        limit = found["limit"][name]
+        assert limit["by_k"]["k"] == [1, 2, 4, 8, 12]
+        assert limit["by_k"]["accuracy"][-1] == pytest.approx(limit["accuracy"]["estimate"])
+        assert limit["by_k"]["note"] == "2 of 24 problems have fewer than 12 samples and count with all theirs"
+    assert found["limit"]["majority"]["by_k"]["accuracy"][-1] == pytest.approx(
+        found["limit"]["majority"]["accuracy"]["estimate"]
+    )
+    solved = np.mean([problem["correct"] > 0 for problem in found["per_problem"]])
+    assert found["base"]["pass_at_n"]["estimate"] == pytest.approx(solved)
+    assert "fewer than 12 samples" in found["base"]["pass_at_n"]["note"]
+
+
+def test_the_bound_on_a_success_rate_is_that_of_the_problem_without_a_right_sample_that_was_drawn_least() -> None:
+    records = [r | {"reward": float(r["problem_id"] > "p001")} for r in records_of(6, 8)]
+    records = [r for r in records if not (r["problem_id"] == "p001" and r["sample"] >= 5)]
+    records = [r for r in records if not (r["problem_id"] == "p004" and r["sample"] >= 3)]
+    found = forecast(records, [], alphas=[1], beta_invs=[1])
+    assert found["base"]["no_correct_upper_bound"] == pytest.approx(1 - 0.05 ** (1 / 5))
 
 
 def test_upper_bounds_are_those_of_clopper_and_pearson(content: dict[str, Any]) -> None:
@@ -199,7 +224,9 @@ def test_without_answers_there_is_no_vote_and_without_greedy_completions_no_gree
     found = forecast(records, [], alphas=[1, 2], beta_invs=[1])
     assert found["limit"]["majority"]["accuracy"]["estimate"] is None
     assert "no answers" in found["limit"]["majority"]["accuracy"]["note"]
-    assert found["limit"]["majority"]["by_k"] == {"k": [], "accuracy": []}
+    assert found["limit"]["majority"]["by_k"] == {"k": [], "accuracy": [], "note": ""}
+    assert not found["limit"]["majority"]["reliable"]
+    assert found["limit"]["majority"]["note"] == "records hold no answers"
     assert found["base"]["greedy_accuracy"] is None
     assert all(problem["majority"] is None for problem in found["per_problem"])
 
@@ -220,11 +247,12 @@ def test_beyond_its_cut_a_curve_is_flagged_and_says_why(content: dict[str, Any])
     assert cut > 1
     assert curve["reliable"] == [place < cut for place in range(len(curve["alpha"]))]
     assert curve["ess"][cut] < 5 <= curve["ess"][cut - 1]
-    assert f"alpha = {curve['cut_alpha']:g}" in curve["note"]
+    assert f"α = {curve['cut_alpha']:g}" in curve["note"]
     assert "fewer than 5" in curve["note"]
     sharpened = content["regimes"]["sharpening"]
     assert not sharpened["reliable"]
-    assert "drawn 1 times" in sharpened["note"]
+    assert "drawn once (median), fewer than 3 times" in sharpened["note"]
+    assert not sharpened["lower_bound"]
 
 
 def test_unsolved_problems_make_a_strong_tilt_a_lower_bound() -> None:
@@ -238,7 +266,87 @@ def test_unsolved_problems_make_a_strong_tilt_a_lower_bound() -> None:
     assert found["tilt"]["reliable"] == [True, False]
     assert f"{unsolved} of 20 problems have no right sample" in found["tilt"]["note"]
     assert "a lower bound" in found["tilt"]["note"]
+    assert found["tilt"]["lower_bound"] == [False, True]
     assert not found["regimes"]["task_reward"]["reliable"]
+    assert found["regimes"]["task_reward"]["lower_bound"]
+    assert "(a lower bound)" in found["recommendation"]["rules"][2]["figures"]
+
+
+def test_where_the_optimum_is_the_base_nothing_changes_on_any_problem() -> None:
+    """sharpened by nothing: α = 1; s N(ℓ) + o ℓ = 0 with s = -o and h = c - o = 2. Others may change problems not drawn."""
+    right = [record | {"reward": 1.0} for record in records_of(6, 4)]
+    same, other = "weighted(base_loglikelihood=1,own_loglikelihood=-1,kl_to_base=1)", "tempered(alpha=2)"
+    found = forecast(right, [same, other], alphas=[1, 2], beta_invs=[1])
+    for part in (found["tempered"]["sum"], found["tempered"]["mean"]):
+        assert part["delta"][0] == {
+            "estimate": 0,
+            "low": 0,
+            "high": 0,
+            "n": 6,
+            "unit": "share",
+            "note": "the base itself",
+        }
+        assert part["kl"][0]["estimate"] == part["kl"][0]["low"] == part["kl"][0]["high"] == 0
+    assert found["regimes"][same]["delta"]["high"] == 0
+    assert found["regimes"][same]["accuracy"] == found["base"]["accuracy"]
+    assert found["regimes"][other]["delta"]["estimate"] == 0 < found["regimes"][other]["delta"]["high"]
+    mean = same.replace(")", ",normalisation=mean)")
+    assert forecast(right, [mean], alphas=[1], beta_invs=[1])["regimes"][mean]["delta"]["high"] > 0
+
+
+def test_equal_figures_have_equal_intervals(content: dict[str, Any]) -> None:
+    tilt = content["tilt"]
+    for key in ("accuracy", "delta", "length", "kl"):
+        assert content["regimes"]["tilted(beta_inv=100)"][key] == tilt[key][tilt["beta_inv"].index(100.0)]
+        curve = content["tempered"]["sum"]
+        assert content["regimes"]["tempered(alpha=2)"][key] == curve[key][curve["alpha"].index(2.0)]
+    assert content["limit"]["sum"]["delta"] == content["regimes"]["sharpening"]["delta"]
+
+
+def test_no_kl_is_negative_or_below_rounding(content: dict[str, Any]) -> None:
+    kls = [estimate for path, estimate in estimates(content) if "/kl" in path]
+    assert kls
+    assert all(kl["low"] >= 0 and (kl["estimate"] == 0 or kl["estimate"] > 1e-12) for kl in kls)
+    few = forecast(records_of(3, 4, seed=2), [], alphas=[1.1, 4], beta_invs=[0.01])
+    assert all(estimate["low"] >= 0 for path, estimate in estimates(few) if "/kl" in path)
+
+
+def test_a_vote_that_still_moves_is_flagged() -> None:
+    """2 of 3 right: the first sample is right in 2/3, the majority of all three always."""
+    records = [
+        {"problem_id": f"p{p}", "logprob": -5.0 - s, "length": 3, "reward": float(s > 0), "answer": "7" if s else "8"}
+        for p in range(4)
+        for s in range(3)
+    ]
+    moving = forecast(records, [], alphas=[1], beta_invs=[1])["limit"]["majority"]
+    assert not moving["reliable"]
+    assert moving["note"] == "the vote has not settled: 33.3 points from 2 to 3 samples"
+    settled = forecast([r | {"answer": "7", "reward": 1.0} for r in records], [], alphas=[1], beta_invs=[1])
+    assert settled["limit"]["majority"]["reliable"]
+    assert settled["limit"]["majority"]["note"] == ""
+
+
+def test_what_records_do_not_say_is_said() -> None:
+    records = records_of(4, 4, text=False)
+    source = forecast(records, [], alphas=[1], beta_invs=[1])["source"]
+    assert "repeats count as different" in source["note"]
+    told = [record | {"temperature": 1, "fixed_length": False} for record in records]
+    told[0] |= {"reward": 0.5}
+    source = forecast(told, [], alphas=[1], beta_invs=[1])["source"]
+    assert source["temperature_known"]
+    assert source["fixed_length_known"]
+    assert source["partial_rewards"] == 1
+    told[1]["temperature"] = None
+    assert not forecast(told, [], alphas=[1], beta_invs=[1])["source"]["temperature_known"]
+
+
+def test_notes_are_in_the_words_of_a_forecast() -> None:
+    records = [record | {"reward": 1.0} for record in records_of(4, 4)]
+    found = forecast(records, [], alphas=[1, 2], beta_invs=[1])
+    notes = {estimate.get("note", "") for _, estimate in estimates(found)}
+    assert any("all problems have the same value" in note for note in notes)
+    assert any("a family has one problem" in note for note in notes)
+    assert not any("stratum" in note or "at the bound" in note for note in notes)
 
 
 @pytest.mark.parametrize(
@@ -280,7 +388,7 @@ def test_intervals_of_the_predicted_change_hold_the_enumerated_one() -> None:
             drawn = [
                 sampled(worlds[place], str(i), 32, rng) for i, place in enumerate(rng.integers(0, 40, 16).tolist())
             ]
-            table = prediction_table(BaseSamples(tuple(drawn), (), None, False, 0, 0), objective, f"{spec}/{index}")
-            interval = change_estimate(table.delta, table.key, [""] * 16)
+            table = prediction_table(BaseSamples(tuple(drawn), (), None, False, 0, 0), objective)
+            interval = change_estimate(table.delta, [""] * 16)
             hits += interval.low <= truth <= interval.high
         assert hits > 32, spec

@@ -89,13 +89,14 @@ def test_a_base_that_is_hardly_ever_right_should_be_improved_first() -> None:
 def test_a_base_that_is_always_right_has_nothing_left_to_gain() -> None:
     found = base_of(lambda _: [("a", 0.6, True), ("b", 0.4, True)])["recommendation"]
     assert found["word"] == "task reward"
-    assert "nothing is left to gain" in found["sentence"]
+    assert "less than 2 points are left to gain" in found["sentence"]
 
 
 def test_problems_solved_always_or_never_give_nothing_to_learn_from() -> None:
     found = base_of(lambda i: [("a", 0.6, i % 2 == 0), ("b", 0.4, i % 2 == 0)])["recommendation"]
     assert found["word"] == "better base or easier curriculum first"
-    assert "every sample or in none" in found["sentence"]
+    assert "all of its samples or in none" in found["sentence"]
+    assert "Draw more samples" in found["sentence"]
 
 
 @pytest.mark.parametrize(("problems", "samples"), [(5, 20), (40, 4)])
@@ -126,6 +127,54 @@ def test_an_unreliable_target_is_not_counted() -> None:
     found = recommend(content)
     assert found["word"] == "task reward"
     assert "too few for any sharpened target" in found["sentence"]
+
+
+def test_a_larger_change_that_is_not_reliable_is_named_and_not_counted() -> None:
+    content = base_of(anti_ordered)
+    content["limit"]["mean"] |= {"reliable": False, "note": "drawn once"}
+    content["limit"]["mean"]["delta"] |= {"estimate": 0.317, "low": 0.3, "high": 0.33}
+    found = recommend(content)
+    assert found["word"] == "task reward"
+    shown = "(the limit of sharpening by the mean log-probability shows +31.7 [+30.0, +33.0] points, not counted: drawn once)"
+    assert shown in found["sentence"]
+    content["limit"]["mean"]["delta"] |= {"estimate": -0.9, "low": -0.91, "high": -0.89}
+    assert "not counted" not in recommend(content)["sentence"]
+
+
+def test_one_problem_of_few_samples_does_not_silence_the_rest() -> None:
+    content = base_of(ordered)
+    content["per_problem"][0] |= {"samples": 7, "correct": 4}
+    content["source"]["samples"] = 7
+    found = recommend(content)
+    assert found["word"] == "sharpen"
+    assert found["rules"][0]["figures"] == "39 of 40 problems"
+    for problem in content["per_problem"][:11]:
+        problem |= {"samples": 7, "correct": 4}
+    found = recommend(content)
+    assert found["sentence"].startswith("Cannot say: 29 problems with at least 8 graded samples, and it takes 30")
+    content["per_problem"][0]["samples"] = 8
+    assert recommend(content)["word"] == "sharpen"
+
+
+def test_the_likelihood_rule_asks_the_normalisation_of_the_target() -> None:
+    content = base_of(ordered)
+    content["likelihood"]["sum"]["within"]["correlation"] |= {"estimate": -0.5, "low": -0.6, "high": -0.4}
+    for name in ("sum", "mean"):
+        other = {"sum": "mean", "mean": "sum"}[name]
+        changed = copy.deepcopy(content)
+        for part in (changed["tempered"][other], changed["limit"][other]):
+            part["reliable"] = [False] * 3 if isinstance(part["reliable"], list) else False
+        assert recommend(changed)["rules"][3]["holds"] == (name == "mean")
+
+
+def test_without_unsolved_problems_no_rate_is_bounded() -> None:
+    assert base_of(ordered)["recommendation"]["rules"][1]["figures"] == "0 % have none"
+    some = base_of(lambda i: ordered(i) if i else [("a", 1.0, False)])["recommendation"]["rules"][1]["figures"]
+    assert some == "2 % have none; the success rate of such a problem is below 14 % (95 %)"
+
+
+def test_sharpening_that_loses_reaches_none_of_what_labels_gain() -> None:
+    assert base_of(anti_ordered)["recommendation"]["rules"][5]["figures"] == "none of it"
 
 
 def test_thresholds_are_declared_and_can_be_moved() -> None:

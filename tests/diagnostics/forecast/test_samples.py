@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hand_made_records import answered, simulated
 
+from bsharp.diagnostics.forecast.records import NumberedRecord
 from bsharp.diagnostics.forecast.samples import read_samples
 
 
@@ -98,7 +99,7 @@ def test_log_probabilities_of_one_response_are_averaged() -> None:
 
 
 def test_a_log_probability_just_above_zero_is_rounding() -> None:
-    (problem,) = read_samples([row(logprob=3e-6), row()]).problems
+    (problem,) = read_samples([row(logprob=3e-6), row(logprob=-9.0)]).problems
     assert problem.logprobs.max() == 0.0
 
 
@@ -118,7 +119,7 @@ def test_rounding_between_two_passes_of_the_base_is_accepted() -> None:
         ([row(logprob=0.5)], "logprob 0.5 is positive"),
         ([row(length=0)], "length 0 is not a number of tokens"),
         ([row(length=2.5)], "length 2.5 is not a number of tokens"),
-        ([row(reward=1.5), row()], "problem a: reward 1.5 is not in"),
+        ([row(reward=1.5), row()], r"record 1 \(problem a\): reward 1.5 is not in"),
         ([row(reward=float("nan")), row()], "reward nan is not in"),
         ([row(reward="yes"), row()], "reward 'yes' is not in"),
         ([{"problem_id": "a", "logprob": -1.0, "length": 2}] * 2, "neither reward nor status"),
@@ -131,6 +132,25 @@ def test_rounding_between_two_passes_of_the_base_is_accepted() -> None:
         ([row(base_logprob=-4.0), row(base_logprob=-1.0)], "differ by 0.375 nats per token.*the base itself"),
         ([row(), row("b")], "none of 2 problems has 2 graded samples"),
         ([row(family="x"), row(family="y")], "records of the families x, y"),
+        ([row(reward=0.5), row(reward=0.0)], "1 of 2 rewards lie between 0 and 1, none is 1"),
+        ([row(sample=[0]), row()], r"record 1 .*sample \[0\] is not a number"),
+        ([row(token_ids=5), row()], "token_ids 5 is not a list of numbers"),
+        ([row(), row(token_ids=[[1]])], r"record 2 .*token_ids \[\[1\]\] is not a list of numbers"),
+        ([row(status=[1]), row()], r"unknown status \[1\]"),
+        ([row(logprob=-(10**400)), row()], "logprob of more than 38 digits is not a finite number"),
+        ([row(length=10**400), row()], "length of more than 38 digits is not a number of tokens"),
+        ([row(length=float("inf")), row()], "length inf is not a number of tokens"),
+        ([row(reward=10**400), row()], "reward of more than 38 digits is not in"),
+        ([row(base_logprob="x"), row()], "base_logprob 'x' is not a finite number"),
+        ([row(base_logprob=float("nan")), row()], "base_logprob nan is not a finite number"),
+        ([row(temperature="1.0"), row()], "temperature '1.0' is not a finite number"),
+        ([row(greedy="false"), row()], "greedy 'false' is neither true nor false"),
+        ([row(fixed_length=[]), row()], "fixed_length .* is neither true nor false"),
+        ([row("\ud800"), row()], r"record 1: problem_id '\\ud800' is not valid Unicode"),
+        ([row(family="\ud800"), row()], "family .* is not valid Unicode"),
+        ([row(task=["x"]), row()], "task .* is not a text"),
+        ([row(logprob=0.0, reward=r) for r in (0, 1)], "add up to 2, more than 1"),
+        ([row(logprob=-0.3, length=i + 1) for i in range(8)], "add up to 5.93, more than 1"),
         ([row(text="x", logprob=-0.1), row(text="y", logprob=-0.1)], "add up to 1.81, more than 1"),
     ],
 )
@@ -138,3 +158,24 @@ def test_what_carries_no_forecast_is_refused_in_one_line(records: list[dict[str,
     with pytest.raises(ValueError, match=message) as caught:
         read_samples(records)
     assert "\n" not in str(caught.value)
+
+
+def test_without_ids_two_passes_over_one_response_are_not_two_responses() -> None:
+    near = [row(logprob=-0.1 - 1e-4 * i, length=20) for i in range(16)]
+    assert read_samples(near).problems
+    far = [row(logprob=-0.1 - 0.05 * i, length=20) for i in range(16)]
+    with pytest.raises(ValueError, match="more than 1"):
+        read_samples(far)
+
+
+def test_what_is_null_is_absent() -> None:
+    absent = dict.fromkeys(
+        ("temperature", "fixed_length", "base_logprob", "sample", "greedy", "family", "text", "status")
+    )
+    samples = read_samples([row(**absent), row(**absent)])
+    assert (samples.temperature_known, samples.fixed_length_known) == (False, False)
+
+
+def test_a_record_of_a_file_is_named_by_its_line() -> None:
+    with pytest.raises(ValueError, match=r"^line 7 \(problem a\): length 0"):
+        read_samples([NumberedRecord(5, row()), NumberedRecord(7, row(length=0))])

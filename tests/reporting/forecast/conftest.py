@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from chromium import launched
 from sample_forecast import hand_made_forecast
 
 HOSTILE = (
@@ -37,14 +35,3 @@ def hostile() -> dict[str, Any]:
     rule = {"rule": HOSTILE, "source": HOSTILE, "figures": HOSTILE, "holds": None}
     content["recommendation"] = {"word": HOSTILE, "sentence": HOSTILE, "rules": [rule], "cannot_know": [HOSTILE]}
     return content
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    try:
-        context = launched()
-        browser = context.__enter__()
-    except LookupError as problem:
-        pytest.skip(str(problem))
-    yield browser
-    context.__exit__(None, None, None)

@@ -96,7 +96,7 @@ def test_the_tilt_begins_at_the_base_and_is_bounded_by_the_problems_with_a_right
     (ceiling,) = lines_of(chart, "problems with a right sample")
     assert ceiling["y"] == [84.5, 84.5]
     (labels,) = lines_of(chart, "β⁻¹")
-    assert [text.strip() for text in labels["text"]] == ["β⁻¹ = 0.5", "β⁻¹ = 1", "β⁻¹ = 2", "β⁻¹ = 5 to 10,000"]
+    assert [text.strip() for text in labels["text"]] == ["0.5", "1", "2", "β⁻¹ = 5 to 10,000"]
     # The tempered policy is drawn as far as it is reliable.
     assert max(lines_of(chart, "tempered (sum)")[0]["x"]) == pytest.approx(1.1)
 
@@ -134,8 +134,8 @@ def test_regimes_that_are_not_reliable_have_an_asterisk(forecast: dict[str, Any]
     chart = gains_chart(forecast)
     assert chart is not None
     labels = chart.layout["yaxis"]["ticktext"]
-    assert [label for label in labels if label.endswith("*")] == ["tempered(alpha=4) *"]
-    assert [label.removesuffix(" *") for label in labels] == list(forecast["regimes"])
+    assert [label for label in labels if label.startswith("*")] == ["* tempered(alpha=4)"]
+    assert [label.removeprefix("* ") for label in labels] == list(forecast["regimes"])
     assert lines_of(chart, "task_reward")[0]["x"] == [38.3]
     assert lines_of(chart, "sharpening(normalisation=mean)")[0]["meta"]["regime"] == "sharpening_mean"
     assert lines_of(chart, "tilted(alpha=1,beta_inv=100)")[0]["meta"]["regime"] == "tilted"
@@ -205,3 +205,46 @@ def test_points_without_a_figure_are_left_out() -> None:
     points = [Point(1.0, 0.5, True, "a"), Point(2.0, {"estimate": None}, True, "b"), Point(3.0, math.nan, True, "c")]
     ((curve, _),) = parted("curve", "sharpening", points)
     assert list(curve.x) == [1.0]
+
+
+def test_a_regime_that_is_a_lower_bound_has_that_sign_and_a_named_one_its_name(forecast: dict[str, Any]) -> None:
+    regimes = forecast["regimes"]
+    regimes["task_reward"] |= {"reliable": False, "lower_bound": True}
+    regimes["mine=tempered(alpha=8,normalisation=mean)"] = dict(regimes["sharpening"])
+    chart = gains_chart(forecast)
+    assert chart is not None
+    labels = chart.layout["yaxis"]["ticktext"]
+    assert labels[0] == "≥ task_reward"
+    assert "mine" in labels
+
+
+def test_a_lower_bound_of_the_tilt_is_solid_and_says_what_it_is(forecast: dict[str, Any]) -> None:
+    forecast["tilt"] |= {"reliable": [True] * 3 + [False] * 4, "lower_bound": [False] * 3 + [True] * 4}
+    chart = tilt_chart(forecast)
+    assert chart is not None
+    (tilt,) = lines_of(chart, "tilt")
+    assert [text.endswith("≥, lower bound") for text in tilt["text"]] == [False] * 4 + [True] * 4
+    (labels,) = lines_of(chart, "β⁻¹")
+    assert labels["text"][-1].strip() == "β⁻¹ = 5 to 10,000 (≥)"
+    # A point that is neither reliable nor a lower bound still ends what is solid.
+    forecast["tilt"]["lower_bound"][-1] = False
+    chart = tilt_chart(forecast)
+    assert chart is not None
+    assert [len(line["x"]) for line in lines_of(chart, "tilt")] == [7, 2]
+
+
+def test_the_labels_of_the_tilt_have_room_left_of_the_first_point_and_above_the_last(forecast: dict[str, Any]) -> None:
+    chart = tilt_chart(forecast)
+    assert chart is not None
+    (labels,) = lines_of(chart, "β⁻¹")
+    assert labels["textposition"] == ["middle left"] * 3 + ["top left"]
+    assert chart.layout["xaxis"]["range"][0] < 0
+    top = max(figure["high"] for figure in forecast["tilt"]["accuracy"])
+    assert chart.layout["yaxis"]["range"][1] > 100 * top
+
+
+def test_a_majority_that_is_not_reliable_is_pale(forecast: dict[str, Any]) -> None:
+    forecast["limit"]["majority"] |= {"reliable": False, "note": "the vote has not settled"}
+    (mark,) = lines_of(accuracy_chart(forecast), "most frequent answer")
+    assert mark["opacity"] < 1
+    assert mark["text"][0].endswith("not reliable")

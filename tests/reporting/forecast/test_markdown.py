@@ -53,3 +53,14 @@ def test_hostile_names_are_neither_html_nor_markdown(hostile: dict[str, Any]) ->
     assert not re.search(r"(?<!\\)`", text)
     assert not re.search(r"(?<!\\)\[bold", text)
     assert "&lt;script&gt;" in text
+
+
+def test_a_lower_bound_is_marked_in_the_table(forecast: dict[str, Any]) -> None:
+    forecast["regimes"]["task_reward"] |= {"reliable": False, "lower_bound": True}
+    rows = [
+        row
+        for table in tables(forecast_markdown(forecast))
+        for row in table
+        if row[0].replace("\\", "") == "task_reward"
+    ]
+    assert "≥, lower bound" in rows[0]

@@ -20,13 +20,13 @@ def test_the_recommendation_comes_first_and_every_section_is_there(forecast: dic
     titles = re.findall(r'<h2 id="[^"]*"><span class="number">\d+</span> ([^<]*)</h2>', text)
     assert titles == [
         "Recommendation",
-        "What base samples cannot know",
+        "The rules behind the recommendation",
         "Every regime, and the base",
         "Does likelihood predict correctness?",
         "Sharpening",
         "Tilt towards the reward",
         "Families",
-        "The rules behind the recommendation",
+        "What base samples cannot know",
         "Source and glossary",
     ]
     assert '<p class="figure"><span>Task reward</span>' in text
@@ -76,3 +76,14 @@ def test_what_is_no_forecast_is_refused(forecast: dict[str, Any], tmp_path: Path
     with pytest.raises(ValueError, match="lacks tilt"):
         write_forecast_page(forecast, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_regime_with_a_name_of_its_own_is_called_by_it_and_explained_below(
+    forecast: dict[str, Any], tmp_path: Path
+) -> None:
+    whole = "mine=sharpening(normalisation=mean)"
+    forecast["regimes"][whole] = forecast["regimes"]["task_reward"] | {"reliable": False, "lower_bound": True}
+    text = write_forecast_page(forecast, tmp_path).read_text(encoding="utf-8")
+    assert '<th scope="row">mine</th>' in text
+    assert f"<dt>{whole}</dt>" in text
+    assert "<td><bdi>≥, lower bound</bdi></td>" in text

@@ -52,14 +52,14 @@ def test_the_recommendation_stands_at_the_end_with_its_rules_and_what_cannot_be_
     told = forecast["recommendation"]
     order = [
         "By family",
-        "task reward  ─",
-        "It rests on",
+        "What the recommendation rests on",
         told["rules"][0]["rule"][:40],
         "What base samples cannot know",
+        "task reward  ─",
     ]
     places = [text.index(piece) for piece in order]
     assert places == sorted(places)
-    assert text.index("Tilt towards") < text.index("task reward  ─")
+    assert text.splitlines()[-1].startswith("╰")  # the panel is the last thing, next to the prompt
     flat = " ".join(text.split())
     for rule in told["rules"]:
         verdict = "holds" if rule["holds"] else "does not hold"
@@ -74,7 +74,7 @@ def test_families_are_printed_only_when_asked_for(forecast: dict[str, Any]) -> N
 
 def test_a_row_that_is_not_reliable_says_so_and_why(forecast: dict[str, Any]) -> None:
     lines = printed(forecast, 120).splitlines()
-    assert [line.split()[0] for line in lines if "not reliable" in line and "from alpha" not in line] == [
+    assert [line.split()[0] for line in lines if "not reliable" in line and "from α" not in line] == [
         "tempered(alpha=4)",
         "2.5",
         "3",
@@ -163,3 +163,33 @@ def test_a_missing_key_is_named(forecast: dict[str, Any]) -> None:
     del forecast["base"]["pass_at_n"]
     with pytest.raises(ValueError, match="lacks the key 'pass_at_n'"):
         printed(forecast)
+
+
+def test_a_lower_bound_is_called_that_and_not_unreliable(forecast: dict[str, Any]) -> None:
+    forecast["regimes"]["task_reward"] |= {"reliable": False, "lower_bound": True}
+    forecast["tilt"] |= {"reliable": [True] * 3 + [False] * 4, "lower_bound": [False] * 3 + [True] * 4}
+    for grid, place in ((regimes_grid(forecast), 0), (tilt_grid(forecast), 6)):
+        assert "≥, lower bound" in grid.rows[place]
+        assert place not in grid.faint
+    lines = [line for line in printed(forecast, 200).splitlines() if "≥, lower bound" in line]
+    assert [line.split()[0] for line in lines] == ["task_reward", "5", "10", "100", "10,000"]
+    assert not any("not reliable" in line for line in lines)
+
+
+def test_a_table_in_blocks_is_marked_as_continued_and_no_block_has_one_column_left_over(
+    forecast: dict[str, Any],
+) -> None:
+    lines = printed(forecast, 80).splitlines()
+    heads = [line for line in lines if line.startswith("(continued)")]
+    # Of seven figures a family three or four stand in each block.
+    assert [line.count("% [95 %]") for line in heads if "% [95 %]" in line] == [3]
+    assert all(len(line.split()) > 3 for line in heads), heads
+    assert "(continued)" not in printed(forecast, 200)
+
+
+def test_intervals_stay_in_line_where_parting_the_names_is_enough(forecast: dict[str, Any]) -> None:
+    forecast["regimes"]["sharpening_mean=sharpening(normalisation=mean)"] = dict(forecast["regimes"]["sharpening"])
+    lines = printed(forecast, 120).splitlines()
+    place = next(at for at, line in enumerate(lines) if line.startswith("sharpening_mean=sharpening "))
+    assert "48.8 [44.7, 52.9] +2.6 [-0.7, +5.9]" in " ".join(lines[place].split())
+    assert lines[place + 1] == "(normalisation=mean)"

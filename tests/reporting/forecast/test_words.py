@@ -67,9 +67,7 @@ def test_problems_without_a_right_sample_come_with_the_bound_of_their_success(fo
 
 
 def test_the_curve_is_reliable_up_to_the_last_value_before_the_first_that_is_not(forecast: dict[str, Any]) -> None:
-    assert cut_sentence(forecast, "sum").startswith(
-        "Reliable up to α = 2; from alpha = 2.5 on not reliable: 3.9 effective"
-    )
+    assert cut_sentence(forecast, "sum").startswith("Reliable up to α = 2; from α = 2.5 on not reliable: 3.9 effective")
     assert cut_sentence(forecast, "mean") == "Reliable up to α = 4, the end of the curve."
     flags = forecast["tempered"]["sum"]["reliable"]
     flags[1] = False
@@ -111,3 +109,56 @@ def test_the_base_is_told_without_a_greedy_accuracy_where_there_is_none(forecast
     assert "(52.1 [47.1, 57.1] % greedily)" in base_sentence(forecast)
     forecast["base"]["greedy_accuracy"] = None
     assert "greedily" not in base_sentence(forecast)
+
+
+def test_a_lower_bound_of_the_tilt_is_told_as_at_least(forecast: dict[str, Any]) -> None:
+    assert "at least" not in tilt_sentence(forecast)
+    forecast["tilt"]["lower_bound"] = [False] * 6 + [True]
+    assert tilt_sentence(forecast).startswith("With β⁻¹ = 10,000 the tilt is forecast to reach at least 84.5 [")
+
+
+def test_more_samples_are_advised_where_no_regime_is_reliable(forecast: dict[str, Any]) -> None:
+    for regime in forecast["regimes"].values():
+        regime["reliable"] = False
+    assert (True, "No regime's forecast is reliable: draw more samples, e.g. --samples 64.") in warnings(forecast)
+    forecast["source"]["samples"] = 50
+    assert any("--samples 100." in text for _, text in warnings(forecast))
+    forecast["regimes"]["task_reward"]["lower_bound"] = True
+    assert not any("--samples" in text for _, text in warnings(forecast))
+
+
+def test_what_the_records_do_not_say_is_warned_of(forecast: dict[str, Any]) -> None:
+    forecast["source"]["ungraded"] = 1
+    assert list(warnings(forecast)) == [
+        (False, "1 sample could not be graded (timeout or error); it counts in no figure.")
+    ]
+    forecast["source"] |= {
+        "ungraded": 0,
+        "temperature_known": False,
+        "partial_rewards": 2,
+        "left_out": 1,
+        "note": "some repeats count as different responses",
+    }
+    assert list(warnings(forecast)) == [
+        (True, "2 samples have a partial reward, between 0 and 1: none of them counts as right."),
+        (False, "Not every record says its temperature: 1 is assumed; at another, every weight is wrong."),
+        (False, "1 problem has too few graded samples and was left out."),
+        (False, "Some repeats count as different responses."),
+    ]
+    forecast["source"] |= {"temperature_known": True, "partial_rewards": 0, "left_out": 0, "note": ""}
+    assert not list(warnings(forecast))
+
+
+def test_one_problem_and_one_sample_are_singular(forecast: dict[str, Any]) -> None:
+    forecast["source"] |= {"problems": 1, "samples": 1, "samples_max": 1}
+    assert rests_on(forecast).startswith("1 problem × 1 sample of")
+
+
+def test_pass_at_n_is_told_with_the_samples_of_the_median_problem(forecast: dict[str, Any]) -> None:
+    forecast["source"] |= {"samples": 3, "samples_median": 15}
+    assert "at least once in 15 on" in base_sentence(forecast)
+    assert not any("Only" in text for _, text in warnings(forecast))
+
+
+def test_problems_without_a_right_sample_are_told_once(forecast: dict[str, Any]) -> None:
+    assert "no sample is right" not in tilt_sentence(forecast)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from chromium import launched
 
 from bsharp.reporting.page.completions import completions_part
 from bsharp.reporting.page.gained_lost import gained_lost_parts
@@ -31,17 +29,6 @@ HOSTILE = (
     "<script>window.__pwned=1</script><img src=x onerror='window.__pwned=1'></script><!-- ${window.__pwned=1} "
     "{{7*7}} `${1}` ]]> \" ' & &lt; \x00\x07\x1b[31m \u202egnp.exe \u2028 \ud800 end"
 )
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    try:
-        context = launched()
-        browser = context.__enter__()
-    except LookupError as problem:
-        pytest.skip(str(problem))
-    yield browser
-    context.__exit__(None, None, None)
 
 
 def _record(problem: int, sample: int, model: str, **changes: Any) -> dict[str, Any]:

@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from chromium import launched
 
 from bsharp.reporting.theory_page import write_theory_page
 from bsharp.theory.illustration import page_data
-
-
-@pytest.fixture(scope="package")
-def theory_browser() -> Iterator[Any]:
-    try:
-        context = launched()
-        browser = context.__enter__()
-    except LookupError as problem:
-        pytest.skip(str(problem))
-    yield browser
-    context.__exit__(None, None, None)
 
 
 @pytest.fixture(scope="package")

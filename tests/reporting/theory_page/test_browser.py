@@ -23,9 +23,9 @@ UNWRITTEN = ["NaN", "Infinity", "undefined", "[object"]
 
 
 @pytest.fixture(scope="module")
-def shared(theory_browser: Any, theory_file: Path) -> Iterator[Any]:
+def shared(browser: Any, theory_file: Path) -> Iterator[Any]:
     """One page for tests that leave it as any other may find it; what it asked for or said is checked at the end."""
-    with opened(theory_browser, theory_file) as page:
+    with opened(browser, theory_file) as page:
         yield page
 
 
@@ -34,12 +34,13 @@ def put(page: Any, **settings: Any) -> None:
     page.evaluate(f"(wanted) => {{ const t = {HOOK}; t.change({{ ...t.defaults, ...wanted }}); t.draw(); }}", settings)
 
 
-def figures(page: Any) -> dict[str, dict[str, float]]:
-    """What stands beside the bars, regime by regime, in full precision."""
+def figures(page: Any) -> dict[str, dict[str, Any]]:
+    """What stands beside the bars, regime by regime, in full precision; None for "–"."""
     return dict(
         page.evaluate(
             "Object.fromEntries([...document.querySelectorAll('.figures')].map((list) => [list.id.replace('figures-', ''),"
-            "Object.fromEntries([...list.querySelectorAll('dd')].map((d) => [d.dataset.key, Number(d.dataset.value)]))]))"
+            "Object.fromEntries([...list.querySelectorAll('dd')].map(({dataset}) =>"
+            "[dataset.key, dataset.value ? Number(dataset.value) : null]))]))"
         )
     )
 
@@ -87,11 +88,55 @@ def test_the_figures_beside_the_bars_are_those_of_the_exact_optima(
                 "length": exact.length,
                 "entropy": exact.entropy,
                 "kl": exact.kl_policy_base,
-                "log_z": target.log_partition,
+                "log_z": target.log_partition if objective.entropy_weight > 0 else None,
                 "pass_at_k": 1 - (1 - exact.reward) ** 5,
             }
             for key, value in wanted.items():
                 assert shown[regime][key] == pytest.approx(value, abs=1e-9), (name, regime, key)
+
+
+def said(page: Any, section: str) -> str:
+    return str(page.locator(f"#{section}-said").inner_text())
+
+
+def test_without_a_kl_term_log_z_is_a_dash_that_says_why(shared: Any) -> None:
+    for c, shown in ((0, "–"), (0.5, None)):
+        put(shared, c=c)
+        for regime in ("sharpened", "task"):
+            figure = shared.locator(f"#figures-{regime} dd[data-key=log_z]")
+            assert (figure.inner_text() == "–") == (shown == "–")
+            title = figure.evaluate("(figure) => figure.parentElement.title")
+            assert ("defined for c > 0 only" in title) == (shown == "–")
+
+
+def test_the_p0_said_beside_the_tilt_gives_the_accuracy_that_is_drawn(shared: Any) -> None:
+    for alpha, start in ((2, "tempered at α = 2"), (1, "The base starts at")):
+        put(shared, world="wrong_mode", alpha=alpha, beta_inv=3)
+        text = said(shared, "tilt")
+        assert start in text
+        p0, accuracy = (float(re.search(rf"{word} ([0-9.]+[0-9])", text)[1]) for word in ("p₀ =", "accuracy is"))  # type: ignore[index]
+        assert accuracy == pytest.approx(p0 * np.exp(3) / (p0 * np.exp(3) + 1 - p0), abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"world": "wrong_mode", "alpha": 2}, True),
+        ({"world": "wrong_mode", "alpha": 1}, False),
+        ({"world": "short_mode", "alpha": 2}, False),
+        ({"world": "fixed_length", "alpha": 2}, False),
+        ({"world": "loop", "alpha": 2, "normalisation": "mean"}, False),
+    ],
+)
+def test_a_length_that_grows_under_the_sum_is_called_untypical(
+    shared: Any, settings: dict[str, Any], expected: bool
+) -> None:
+    put(shared, **settings)
+    assert ("Shortening is typical, not a theorem" in said(shared, "length")) == expected
+    if expected:
+        world = page_worlds()[settings["world"]]
+        slope = float(covariance(world.base_logprob, world.lengths.double(), world.base_logprob))
+        assert f"at the base, α = 1, the slope is −{-slope:.3f}" in said(shared, "length")
 
 
 def test_nothing_is_undefined_at_the_ends_of_the_sliders(shared: Any) -> None:
@@ -166,10 +211,47 @@ def test_a_nudge_past_the_gap_flips_the_sharpened_optimum_and_not_the_task_rewar
     assert "has flipped" in shared.locator("#nudge-said").inner_text()
     assert shared.evaluate(f"{HOOK}.flipAt({HOOK}.worlds.near_tie, {HOOK}.settings())") == pytest.approx(0.01, abs=1e-9)
     # The log-ratio of a power moves alpha times as far as the base's, that of a pure tilt once, whatever the size.
-    for alpha, expected in ((4, "4 ×"), (1, "1 ×")):
+    for alpha, expected in ((4, "4"), (1, "1")):
         put(shared, world="near_tie", alpha=alpha, epsilon=0.3, beta_inv=2)
         for regime in ("tempered", "tilted"):
             assert shared.locator(f"#nudge-rows tr[data-regime={regime}] td").first.inner_text() == expected
+
+
+def test_a_leash_lets_only_part_of_the_mass_move_and_the_page_says_how_much(shared: Any) -> None:
+    world = page_worlds()["near_tie"]
+    put(shared, world="near_tie", alpha=4, epsilon=0.05, c=0.05)
+    leashed = optimum(world, weighted(base_loglikelihood=1, kl_to_base=0.05)).policy
+    best, second = leashed.argsort(descending=True)[:2]
+    exponent = 1 + 1 / 0.05
+    weights = leashed.clone()
+    weights[best] *= np.exp(-exponent * 0.025)
+    weights[second] *= np.exp(exponent * 0.025)
+    moved = float((weights / weights.sum() - leashed).abs().sum()) / 2
+    assert f"the leash c = 0.05 lets only part of the mass move ({moved:.3g})" in said(shared, "nudge")
+    put(shared, world="near_tie", alpha=4, epsilon=0.05)
+    assert "with c = 0 all mass moves" in said(shared, "nudge")
+
+
+def test_where_both_responses_of_the_nudge_are_graded_alike_the_page_says_that_accuracy_stays(shared: Any) -> None:
+    for world, alike in (("wrong_mode", True), ("near_tie", False)):
+        for epsilon in (0, 3):
+            put(shared, world=world, epsilon=epsilon)
+            assert ("Both are wrong" in said(shared, "nudge")) == alike
+            cells = shared.locator("#nudge-rows tr[data-regime=sharpened] td")
+            assert float(cells.nth(1).get_attribute("data-value")) == pytest.approx(float(epsilon > 0))
+            before, after = cells.nth(2).inner_text().split(" → ")
+            assert (before == after) == (alike or epsilon == 0)
+
+
+def test_no_nudge_is_drawn_at_the_tick_that_says_0(shared: Any) -> None:
+    for epsilon, label in ((0, "0"), (0.001, "0.001"), (0.1, "0.1")):
+        put(shared, world="near_tie", epsilon=epsilon)
+        centre = float(shared.locator("#nudge-plot circle.task").get_attribute("cx"))
+        ticks = shared.evaluate(
+            "Object.fromEntries([...document.querySelectorAll('#nudge-plot .tick[text-anchor=middle]')]"
+            ".map((tick) => [tick.textContent, Number(tick.getAttribute('x'))]))"
+        )
+        assert ticks[label] == pytest.approx(centre, abs=0.02)
 
 
 def test_both_flows_are_those_of_python(shared: Any, theory_data: dict[str, Any]) -> None:
@@ -203,7 +285,10 @@ def test_without_a_kl_term_the_triangle_has_one_basin_and_entropy_minimisation_h
         put(shared, simplex="wrong_first", flow="entropy", start=start)
         end = shared.evaluate("JSON.parse(document.getElementById('simplex-plot').dataset.end)")
         assert end[corner] == pytest.approx(1)
+    put(shared, simplex="wrong_first", flow="task")
+    assert "every start ends in the same corner" in said(shared, "simplex")
     put(shared, simplex="two_right", flow="task", start=[0.5, 0.4, 0.1])
+    assert "every start ends on the same side" in said(shared, "simplex")
     end = shared.evaluate("JSON.parse(document.getElementById('simplex-plot').dataset.end)")
     assert end == pytest.approx([0, 0.8, 0.2])  # right answers keep their ratio
 
@@ -230,8 +315,8 @@ def test_the_buttons_to_try_show_what_they_say(shared: Any) -> None:
     assert early < base < late
 
 
-def test_keys_move_a_slider_and_the_start_and_the_address_keeps_them(theory_browser: Any, theory_file: Path) -> None:
-    with opened(theory_browser, theory_file) as page:
+def test_keys_move_a_slider_and_the_start_and_the_address_keeps_them(browser: Any, theory_file: Path) -> None:
+    with opened(browser, theory_file) as page:
         page.focus("#alpha")
         page.keyboard.press("ArrowRight")
         until(page, "document.querySelector('output[data-key=alpha]').textContent === '2.05'")
@@ -255,9 +340,9 @@ def test_keys_move_a_slider_and_the_start_and_the_address_keeps_them(theory_brow
         assert page.evaluate(f"{HOOK}.settings().start[0]") == pytest.approx(0.49, abs=1e-3)
 
 
-def test_an_address_full_of_nonsense_changes_nothing(theory_browser: Any, theory_file: Path) -> None:
+def test_an_address_full_of_nonsense_changes_nothing(browser: Any, theory_file: Path) -> None:
     nonsense = "#alpha=NaN&c=-1e999&beta_inv=1e99&world=<script>&flow=x&start=1,2&k=2.6&rho=&__proto__=1&at=../x&q=1"
-    with opened(theory_browser, theory_file) as page:
+    with opened(browser, theory_file) as page:
         page.evaluate("(hash) => { location.hash = hash; }", nonsense)
         until(page, f"{HOOK}.settings().beta_inv === 10000")
         found = page.evaluate(f"{HOOK}.settings()")
@@ -266,10 +351,8 @@ def test_an_address_full_of_nonsense_changes_nothing(theory_browser: Any, theory
         assert rubbish(page) == []
 
 
-def test_a_press_in_a_chart_sets_its_slider_and_one_in_the_triangle_the_start(
-    theory_browser: Any, theory_file: Path
-) -> None:
-    with opened(theory_browser, theory_file) as page:
+def test_a_press_in_a_chart_sets_its_slider_and_one_in_the_triangle_the_start(browser: Any, theory_file: Path) -> None:
+    with opened(browser, theory_file) as page:
         for host, key in (("#power-plot", "alpha"), ("#tilt-plot", "beta_inv"), ("#nudge-plot", "epsilon")):
             page.locator(host).scroll_into_view_if_needed()
             scale = page.evaluate(f"JSON.parse(document.querySelector('{host}').dataset.scale)")
@@ -286,8 +369,8 @@ def test_a_press_in_a_chart_sets_its_slider_and_one_in_the_triangle_the_start(
         assert page.evaluate(f"{HOOK}.settings().start") == pytest.approx([1 / 3] * 3, abs=0.02)
 
 
-def test_play_moves_a_slider_until_it_is_stopped(theory_browser: Any, theory_file: Path) -> None:
-    with opened(theory_browser, theory_file) as page:
+def test_play_moves_a_slider_until_it_is_stopped(browser: Any, theory_file: Path) -> None:
+    with opened(browser, theory_file) as page:
         button = page.locator("[data-play=alpha]")
         button.click()
         until(page, f"{HOOK}.settings().alpha > 2.2")
@@ -300,8 +383,8 @@ def test_play_moves_a_slider_until_it_is_stopped(theory_browser: Any, theory_fil
 
 
 @pytest.mark.parametrize("world", ["wrong_mode", "loop"])
-def test_a_phone_shows_the_page_without_sideways_scrolling(theory_browser: Any, theory_file: Path, world: str) -> None:
-    with opened(theory_browser, theory_file, viewport=PHONE, has_touch=True) as page:
+def test_a_phone_shows_the_page_without_sideways_scrolling(browser: Any, theory_file: Path, world: str) -> None:
+    with opened(browser, theory_file, viewport=PHONE, has_touch=True) as page:
         put(page, world=world, beta_inv=10_000, normalisation="weighted_mean")
         assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
         assert page.locator("#controls").get_attribute("open") is None
@@ -332,8 +415,8 @@ CONTRAST = """() => {
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_text_is_readable_on_its_ground(theory_browser: Any, theory_file: Path, scheme: str) -> None:
-    with opened(theory_browser, theory_file, color_scheme=scheme) as page:
+def test_every_text_is_readable_on_its_ground(browser: Any, theory_file: Path, scheme: str) -> None:
+    with opened(browser, theory_file, color_scheme=scheme) as page:
         assert page.evaluate("document.documentElement.dataset.theme") == scheme
         assert page.evaluate(CONTRAST) == []
         page.click("#theme")
@@ -352,16 +435,18 @@ def test_formulas_are_set_by_the_browser(shared: Any) -> None:
     assert shared.evaluate(apart) is True
 
 
-def test_on_paper_there_are_pictures_and_derivations_but_no_controls(theory_browser: Any, theory_file: Path) -> None:
-    with opened(theory_browser, theory_file) as page:
+def test_on_paper_there_are_pictures_and_derivations_but_no_controls(browser: Any, theory_file: Path) -> None:
+    with opened(browser, theory_file) as page:
         page.emulate_media(media="print")
         assert not page.locator("#alpha").is_visible()
         assert not page.locator(".tries").first.is_visible()
         assert page.locator(".drawing svg").count() >= 10
         assert page.locator(".derivation").first.is_visible()
+        pages = len(re.findall(rb"/Type\s*/Page\b", page.pdf(format="A4")))
+        assert 6 <= pages <= 8  # a section, with its derivation, on a page
 
 
-def test_names_and_responses_stay_text(theory_browser: Any, theory_data: dict[str, Any], tmp_path: Path) -> None:
+def test_names_and_responses_stay_text(browser: Any, theory_data: dict[str, Any], tmp_path: Path) -> None:
     hostile = "</script><img src=x onerror='window.__pwned=1'>\"'&"
     changed = {
         **theory_data,
@@ -370,6 +455,6 @@ def test_names_and_responses_stay_text(theory_browser: Any, theory_data: dict[st
         ],
         "simplex": [{**w, "name": hostile, "text": [hostile + t for t in w["text"]]} for w in theory_data["simplex"]],
     }
-    with opened(theory_browser, write_theory_page(changed, tmp_path / "theory.html"), viewport=WIDE) as page:
+    with opened(browser, write_theory_page(changed, tmp_path / "theory.html"), viewport=WIDE) as page:
         assert page.locator("main img").count() == 0
         assert hostile[:20] in page.locator("#simplex-said").inner_text()

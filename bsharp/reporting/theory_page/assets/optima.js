@@ -45,7 +45,7 @@ function valuesOf(world, likelihood, { w, s, c }) {
   return world.logprob.map((logprob, at) => s * likelihood[at] + c * logprob + w * world.reward[at]);
 }
 
-/** The maximiser of E[v] + h H: exp(v / h) / Z, and for h = 0 the uniform distribution over the ties of max v. */
+/** The maximiser of E[v] + h H: exp(v / h) / Z, and for h = 0 the uniform distribution over the ties of max v, without a Z. */
 function optimumOf(world, likelihood, objective) {
   if (objective === null) return { logp: world.logprob, logZ: 0 };
   const values = valuesOf(world, likelihood, objective);
@@ -53,7 +53,7 @@ function optimumOf(world, likelihood, objective) {
   if (h > 0) return gibbs(values.map((value) => value / h));
   const best = Math.max(...values);
   const width = TIE * Math.max(Math.abs(best), 1);
-  return gibbs(values.map((value) => (value >= best - width ? 0 : -Infinity)));
+  return { logp: gibbs(values.map((value) => (value >= best - width ? 0 : -Infinity))).logp, logZ: null };
 }
 
 function mean(logp, values) {
@@ -72,7 +72,7 @@ function correlation(logp, left, right) {
   return square > 0 ? covariance(logp, left, right) / Math.sqrt(square) : null;
 }
 
-/** Expected reward and length, entropy, KL to the base (nats), log Z, and the chance that one of k draws is right. */
+/** Expected reward and length, entropy, KL to the base (nats), log Z (null for an argmax), and the chance that one of k draws is right. */
 function figuresOf(world, { logp, logZ }, k) {
   const own = mean(logp, logp);
   const reward = mean(logp, world.reward);

@@ -6,9 +6,10 @@ const FIGURES = [
   ["length", "E[T]", "expected length, tokens"],
   ["entropy", "H", "entropy, nats"],
   ["kl", "KL", "KL to the base, nats"],
-  ["log_z", "log Z", "log of the normalising sum; for a linear objective of the number of ties"],
+  ["log_z", "log Z", "log of the normalising sum Z"],
   ["pass_at_k", "pass@k", "chance that one of k draws is right"],
 ];
+const NO_LOG_Z = "defined for c > 0 only: without a KL term the optimum is an argmax";
 const SCALES = [0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1];
 const byId = (id) => document.getElementById(id);
 const isRight = (world, at) => world.reward[at] > 0.5;
@@ -33,7 +34,7 @@ function drawBars({ world, settings, solved }) {
     host.innerHTML = barsOf(world, solved[regime].logp, solved.base.logp, widthOf(host), regime, regime === "task");
     const figures = figuresOf(world, solved[regime], settings.k);
     byId(`figures-${regime}`).innerHTML = FIGURES.map(([key, name, meaning]) =>
-      `<div title="${meaning}"><dt>${name.replace("@k", `@${settings.k}`)}</dt><dd data-key="${key}" data-value="${figures[key]}">${shown(figures[key])}</dd></div>`).join("");
+      `<div title="${figures[key] === null ? NO_LOG_Z : meaning}"><dt>${name.replace("@k", `@${settings.k}`)}</dt><dd data-key="${key}" data-value="${figures[key] ?? ""}">${shown(figures[key])}</dd></div>`).join("");
   }
   const numbers = byId("bars-numbers");
   if (numbers.parentElement.open) numbers.innerHTML = numbersTable(world, solved);
@@ -163,7 +164,10 @@ function drawLambda({ world, settings, solved }) {
   const now = pathPoint(world, likelihood, settings.alpha, settings.beta_inv);
   const variance = covariance(now, world.reward, world.reward);
   const kl = figuresOf(world, { logp: now, logZ: 0 }, 1).kl;
-  byId("tilt-said").innerHTML = `At <b>λ = ${shown(settings.beta_inv)}</b>${offScale ? " (beyond the right edge)" : ""} the accuracy is <b>${shown(mean(now, world.reward))}</b> and its slope Var(r) = <b>${shown(variance)}</b>, never negative, at most 1/4. The base starts at <b>${shown(base)}</b>; the distance paid is KL = <b>${shown(kl)}</b> nats${settings.alpha === 1 ? `, never more than log(1/p₀) = ${shown(-Math.log(base))}` : ""}.`;
+  const origin = settings.alpha === 1
+    ? `The base starts at <b>p₀ = ${shown(base)}</b>;`
+    : `The tilt starts from the base tempered at α = ${shown(settings.alpha)}: <b>p₀ = ${shown(value(0))}</b> in the formula, not the base’s ${shown(base)} (for that, α = 1);`;
+  byId("tilt-said").innerHTML = `At <b>λ = ${shown(settings.beta_inv)}</b>${offScale ? " (beyond the right edge)" : ""} the accuracy is <b>${shown(mean(now, world.reward))}</b> and its slope Var(r) = <b>${shown(variance)}</b>, never negative, at most 1/4. ${origin} the distance paid is KL = <b>${shown(kl)}</b> nats${settings.alpha === 1 ? `, never more than log(1/p₀) = ${shown(-Math.log(base))}` : ""}.`;
 }
 
 // ---------------------------------------------------------------------------------------------------------- length
@@ -188,12 +192,13 @@ function drawLength({ world, settings }) {
   host.innerHTML = svg(axes, out, `Expected length against alpha: ${paths.map((one) => `${one.normalisation} ${shown(one.length(settings.alpha))} tokens`).join(", ")} at alpha ${shown(settings.alpha)}`);
   host.dataset.scale = JSON.stringify(scaleOf(axes, ALPHA_AXIS, range));
   const all = paths.map((one) => `<b>${shown(one.length(settings.alpha))}</b> tokens with ${one.said}`).join(", ");
-  byId("length-said").innerHTML = `At <b>α = ${shown(settings.alpha)}</b> the expected length is ${all}; the base has ${shown(paths[0].length(1))}. The chosen slope is Cov(T, ${chosen.said}) = <b>${signed(slope)}</b>.`;
+  byId("length-said").innerHTML = `At <b>α = ${shown(settings.alpha)}</b> the expected length is ${all}; the base has ${shown(paths[0].length(1))}. The chosen slope is Cov(T, ${chosen.said}) = <b>${signed(slope)}</b>.${settings.normalisation === "sum" && signed(slope).startsWith("+") ? ` Positive here: a likely long response outweighs the tendency. Shortening is typical, not a theorem${settings.alpha === 1 ? "" : `; at the base, α = 1, the slope is ${signed(covariance(world.logprob, world.length, chosen.likelihood))}`}.` : ""}`;
 }
 
 // ----------------------------------------------------------------------------------------------- a nudge to the base
 
-const NUDGE_RANGE = [0.001, 10];
+const NUDGE_ZERO = 0.0004; // where the logarithmic axis, broken left of 0.001, has its 0
+const NUDGE_RANGE = [NUDGE_ZERO, 10];
 
 function drawNudge({ world, settings, solved }) {
   const [best, next] = topTwo(solved.likelihood);
@@ -203,18 +208,20 @@ function drawNudge({ world, settings, solved }) {
   const host = byId("nudge-plot");
   const regimes = ["sharpened", "tempered", "tilted", "task"];
   const edge = flip !== null && flip > NUDGE_RANGE[0] && flip < NUDGE_RANGE[1] && settings.c === 0 ? [flip * (1 - 1e-6), flip * (1 + 1e-6)] : [];
-  const sizes = [...samples(-3, 1, 160).map((power) => 10 ** power), ...edge].sort((left, right) => left - right);
+  const sizes = [0, ...samples(-3, 1, 160).map((power) => 10 ** power), ...edge].sort((left, right) => left - right);
+  const place = (epsilon) => Math.max(epsilon, NUDGE_ZERO);
   const accuracy = (logp) => mean(logp, world.reward);
   const solutions = sizes.map((epsilon) => solve(nudged(world, best, next, epsilon), settings));
   const bounds = [-0.04, 1.04];
+  const narrow = widthOf(host) < 36 * letter(); // 0.001 would touch the 0
   const axes = frame({
     width: widthOf(host), height: 18 * letter(), right: 7.2 * letter(),
-    x: { range: NUDGE_RANGE, log: true, ticks: [0.001, 0.01, 0.1, 1, 10], title: `size of the nudge ${I("ε")}, nats` },
+    x: { range: NUDGE_RANGE, log: true, ticks: [NUDGE_ZERO, ...(narrow ? [] : [0.001]), 0.01, 0.1, 1, 10], text: (value) => (value === NUDGE_ZERO ? "0" : shown(value)), title: `size of the nudge ${I("ε")}, nats` },
     y: { range: bounds, title: `${E_R} at the optimum` },
   });
-  const at = Math.max(settings.epsilon, NUDGE_RANGE[0]);
-  let out = axes.out + `<path class="guide" d="M${fixed(axes.sx(at))} ${fixed(axes.top)}V${fixed(axes.yEnd)}"/>`;
-  for (const regime of regimes) out += line(sizes.map((epsilon, index) => [epsilon, accuracy(solutions[index][regime].logp)]), axes, regime);
+  const at = place(settings.epsilon);
+  let out = axes.out + axisBreak(axes.sx(Math.sqrt(NUDGE_ZERO * 0.001)), axes.yEnd, axes.em) + `<path class="guide" d="M${fixed(axes.sx(at))} ${fixed(axes.top)}V${fixed(axes.yEnd)}"/>`;
+  for (const regime of regimes) out += line(sizes.map((epsilon, index) => [place(epsilon), accuracy(solutions[index][regime].logp)]), axes, regime);
   for (const regime of regimes) out += dot(at, accuracy(solvedAfter[regime].logp), axes, regime, 5);
   out += endLabels(regimes.map((regime) => ({ y: accuracy(solutions.at(-1)[regime].logp), text: REGIME_NAMES[regime].toLowerCase(), kind: regime })), axes);
   host.innerHTML = svg(axes, out, `Accuracy at the optimum against the size of the nudge; the sharpened optimum ${flip === null ? "never flips" : `flips at ${shown(flip)} nats`}`);
@@ -222,21 +229,34 @@ function drawNudge({ world, settings, solved }) {
   byId("nudge-rows").innerHTML = ["base", ...regimes].map((regime) => nudgeRow(regime, world, settings, solved, solvedAfter, best, next)).join("");
   const flipped = flip !== null && settings.epsilon > 0 && topTwo(solvedAfter.likelihood)[0] !== best;
   const name = (index) => `<b class="${isRight(world, index) ? "right" : "wrong"}">${escaped(world.text[index])}</b> (${isRight(world, index) ? "right" : "wrong"})`;
-  byId("nudge-said").innerHTML = `The nudge takes ε/2 nats from ${name(best)} and gives them to ${name(next)}. The best of N(ℓ) changes at <b>ε = ${flip === null ? "–" : shown(flip)}</b>. ${settings.epsilon === 0 ? "Move the slider." : flipped ? `At ε = ${shown(settings.epsilon)} it <b>has flipped</b>: with c = 0 all mass moves.` : `At ε = ${shown(settings.epsilon)} it has not.`}`;
+  const moved = massMoved(solved.sharpened, solvedAfter.sharpened);
+  const same = isRight(world, best) === isRight(world, next);
+  const alike = same && settings.c === 0 && flip !== null ? `Both are <b>${isRight(world, best) ? "right" : "wrong"}</b>: the sharpened optimum’s mass moves at the flip, its accuracy does not. Try the near tie.` : "";
+  byId("nudge-said").innerHTML = `The nudge takes ε/2 nats from ${name(best)} and gives them to ${name(next)}. The best of N(ℓ) changes at <b>ε = ${flip === null ? "–" : shown(flip)}</b>. ${alike} ${settings.epsilon === 0 ? (alike ? "" : "Move the slider.") : flipped ? `At ε = ${shown(settings.epsilon)} it <b>has flipped</b>: ${settings.c === 0 ? "with c = 0 all mass moves" : `the leash c = ${shown(settings.c)} lets only part of the mass move (${shown(moved)})`}.` : `At ε = ${shown(settings.epsilon)} it has not.`}`;
+}
+
+/** The probability that is somewhere else afterwards: half the sum of the absolute differences. */
+function massMoved(before, after) {
+  return before.logp.reduce((sum, logp, at) => sum + Math.abs(Math.exp(after.logp[at]) - Math.exp(logp)) / 2, 0);
+}
+
+/** Two strokes across an axis where it leaves something out. */
+function axisBreak(x, y, em) {
+  const strokes = [-0.16, 0.16].map((by) => `M${fixed(x + (by - 0.14) * em)} ${fixed(y + 0.35 * em)}l${fixed(0.28 * em)} ${fixed(-0.7 * em)}`);
+  return `<path class="axis break" d="${strokes.join("")}"/>`;
 }
 
 /** A regime's change: how much more the log-ratio of the two responses moved than the base's, and the mass that moved. */
 function nudgeRow(regime, world, settings, before, after, best, next) {
   const gap = (solution) => solution[regime].logp[next] - solution[regime].logp[best];
-  let moved = 0;
-  before[regime].logp.forEach((logp, at) => { moved += Math.abs(Math.exp(after[regime].logp[at]) - Math.exp(logp)) / 2; });
+  const moved = massMoved(before[regime], after[regime]);
   const change = gap(after) - gap(before);
   const baseChange = after.base.logp[next] - after.base.logp[best] - before.base.logp[next] + before.base.logp[best];
   let amplified = "–";
   if (regime === "task" && settings.c === 0) amplified = "0";
-  else if (regime === "sharpened" && settings.c === 0) amplified = "∞ at the flip, else 0";
-  else if (settings.epsilon > 0 && Number.isFinite(change)) amplified = `${shown(change / baseChange)} ×`;
-  else if (settings.epsilon === 0 && settings.normalisation === "sum") amplified = `${shown(slopeOf(regime, settings))} ×`;
+  else if (regime === "sharpened" && settings.c === 0) amplified = "0, ∞ at the flip";
+  else if (settings.epsilon > 0 && Number.isFinite(change)) amplified = shown(change / baseChange);
+  else if (settings.epsilon === 0 && settings.normalisation === "sum") amplified = shown(slopeOf(regime, settings));
   const [old, now] = [mean(before[regime].logp, world.reward), mean(after[regime].logp, world.reward)];
   return `<tr data-regime="${regime}"><th scope="row"><i class="${regime}"></i>${REGIME_NAMES[regime]}</th><td>${amplified}</td><td data-value="${moved}">${shown(moved)}</td><td data-value="${now}">${shown(old)} → ${shown(now)}</td></tr>`;
 }

@@ -119,10 +119,11 @@ function drawSimplex({ simplex: world, settings }) {
   host.dataset.end = JSON.stringify(end.map(Math.exp));
   const names = world.text.map((text, at) => `<b class="${isRight(world, at) ? "right" : "wrong"}">${escaped(text)}</b> ${shown(Math.exp(end[at]))}`).join(", ");
   const reward = mean(end, world.reward);
-  byId("simplex-said").innerHTML = `<b>${FLOW_NAMES[name]}</b> from (${start.map((p) => shown(p, 2)).join(", ")}): the natural flow ends at ${names}; accuracy <b>${shown(mean(start.map(Math.log), world.reward))} → ${shown(reward)}</b>. ${BASIN_WORDS(flow.h)}`;
+  byId("simplex-said").innerHTML = `<b>${FLOW_NAMES[name]}</b> from (${start.map((p) => shown(p, 2)).join(", ")}): the natural flow ends at ${names}; accuracy <b>${shown(mean(start.map(Math.log), world.reward))} → ${shown(reward)}</b>. ${BASIN_WORDS(flow)}`;
 }
 
-const BASIN_WORDS = (h) => (h > 0 ? "With a KL term the optimum lies inside the triangle; every start reaches it." : h === 0 ? "One basin: every start inside the triangle ends at the same side or corner, shaded by whether it is right." : "Three basins: the start’s own likeliest response wins, right or wrong.");
+const tiesOf = (values) => values.filter((value) => value >= Math.max(...values) - TIE).length;
+const BASIN_WORDS = ({ h, values }) => (h > 0 ? "With a KL term the optimum lies inside the triangle; every start reaches it." : h === 0 ? `One basin: every start ends ${tiesOf(values) > 1 ? "on the same side, in the ratio it has there" : "in the same corner"}; its colour says whether that is right (solid) or wrong (hatched).` : "Three basins: the start’s own likeliest response wins, right or wrong.");
 
 const distance = (shape, one, other) => Math.hypot(...[0, 1].map((axis) => shape.point(one.map(Math.exp))[axis] - shape.point(other.map(Math.exp))[axis]));
 

@@ -17,7 +17,7 @@ function logSteps(low, high, perDecade) {
   return {
     steps: steps + 1,
     value: (at) => (at === 0 ? 0 : Number((low * 10 ** ((at - 1) / perDecade)).toPrecision(3))),
-    position: (value) => (value < low / 2 ? 0 : Math.round(Math.log10(value / low) * perDecade) + 1),
+    position: (value) => (value < low / 2 ? 0 : Math.max(Math.round(Math.log10(value / low) * perDecade), 0) + 1),
     range: [0, high],
   };
 }
@@ -113,7 +113,7 @@ function showControls() {
   byId("rho-row").hidden = settings.normalisation !== "weighted_mean";
   const { world } = view;
   const best = world.logprob.indexOf(Math.max(...world.logprob));
-  byId("world-said").textContent = `${world.name.split(":")[0]}: ${world.text.length} responses; the base is right ${shown(100 * mean(world.logprob, world.reward))} % of the time; its likeliest response is ${isRight(world, best) ? "right" : "wrong"}.`;
+  byId("world-said").textContent = `${world.name}. ${world.text.length} responses; the base is right ${shown(100 * mean(world.logprob, world.reward))} % of the time; its likeliest response is ${isRight(world, best) ? "right" : "wrong"}.`;
   const rho = settings.normalisation === "weighted_mean" ? `, ρ = ${shown(settings.rho)}` : "";
   byId("summary").textContent = `${world.name.split(":")[0]} · α ${shown(settings.alpha)} · β⁻¹ ${shown(settings.beta_inv)} · c ${shown(settings.c)} · ${settings.normalisation.replace("_", " ")}${rho}`;
 }
@@ -255,7 +255,8 @@ function checkItself() {
     const solved = solve(world, at);
     for (const [regime, row] of Object.entries(figures)) {
       const own = figuresOf(world, solved[regime], at.k);
-      for (const [key, value] of Object.entries(row)) compare(own[key], value);
+      for (const [key, value] of Object.entries(row)) compare(own[key] ?? 0, value ?? 0);
+      compare(own.log_z === null ? 1 : 0, row.log_z === null ? 1 : 0);
     }
     compare(covariance(solved.tempered.logp, world.reward, solved.likelihood), slopes.reward_alpha);
     compare(covariance(solved.tilted.logp, world.reward, world.reward), slopes.reward_lambda);
