@@ -188,9 +188,8 @@ def _tilt(samples: BaseSamples, beta_invs: Sequence[float]) -> dict[str, Any]:
         notes.append(f"{none} of {len(samples.problems)} problems {verb} no right sample: no tilt moves them here")
     if cut is not None:
         why = tables[cut].why_not
-        notes.append(
-            f"{'a lower bound' if tables[cut].lower_bound else 'not reliable'} from β⁻¹ = {beta_invs[cut]:g} on: {why}"
-        )
+        flagged = "" if tables[cut].lower_bound else "not reliable "  # the reason names a lower bound itself
+        notes.append(f"{flagged}from β⁻¹ = {beta_invs[cut]:g} on: {why}")
     curve = _curve(tables, samples.families)
     return {
         "beta_inv": list(beta_invs),
