@@ -20,7 +20,7 @@ from bsharp.reporting.page.parts import Chart, Completions, GainedLost, Legend, 
 from bsharp.reporting.page.place import Files
 from bsharp.reporting.page.plotly_source import plotly_source
 
-__all__ = ["render_page"]
+__all__ = ["render_page", "replace_file"]
 
 SCRIPTS = ("page.js", "charts.js", "completions.js")
 RELOAD_SECONDS = 30
@@ -46,12 +46,13 @@ def render_page(page: Page, folder: Path, name: str = "report.html") -> Path:
     files = Files(f"{Path(name).stem}_data")
     text = _html(page, files)
     for path, content in files.csv.items():
-        _replace(folder / path, content)
-    _replace(folder / name, text)
+        replace_file(folder / path, content)
+    replace_file(folder / name, text)
     return folder / name
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_file(path: Path, text: str) -> None:
+    """Write `text` to `path` in one step: a reader or a crash sees the old file or the new one, never half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

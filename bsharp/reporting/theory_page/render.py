@@ -7,9 +7,7 @@ which browsers set themselves. All drawing and all mathematics is done by the pa
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files as package_files
@@ -20,6 +18,7 @@ from latex2mathml.converter import convert
 
 from bsharp.reporting.page.embed import data_script, escape
 from bsharp.reporting.page.palette import palette
+from bsharp.reporting.page.render import replace_file
 from bsharp.reporting.theory_page.content import FIRST_LINES, FORMULAS, INTRODUCTION, LEASHED, SECTIONS, Section, Step
 
 __all__ = ["mathml", "render", "write_theory_page"]
@@ -49,17 +48,7 @@ _INLINE = re.compile(r"\$([^$]+)\$")
 
 def write_theory_page(data: Mapping[str, Any], path: Path) -> Path:
     """Write the page of `data` (see `render`) to the file `path`, replaced whole; returns `path`."""
-    text = render(data)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        Path(temporary).chmod(0o644)  # mkstemp's 0600 would hide the page from a reader beside us
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    replace_file(path, render(data))
     return path
 
 
