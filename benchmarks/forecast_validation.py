@@ -71,11 +71,12 @@ def families(
     """The corpus with `change(task, role and mode, mixture)` applied to every family."""
 
     def changed(corpus: dict[str, Any]) -> dict[str, Any]:
-        from bsharp.tasks import TASK_NAMES, Role, load_task
+        from bsharp.config import EMBEDDED_TASKS
+        from bsharp.tasks import Role, load_task
 
         kinds = {
             name: (task, "standard" if family.role is Role.TRANSFER else str(family.role), str(family.mode))
-            for task in TASK_NAMES
+            for task in EMBEDDED_TASKS
             for name, family in load_task(task).families.items()
         }
         mixtures = {

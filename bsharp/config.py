@@ -14,12 +14,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
 
+import tyro
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 __all__ = [
     "PRETRAIN_PRESETS",
     "AlgorithmConfig",
+    "ChatConfig",
     "CompareConfig",
     "ConfigError",
     "DiagnoseConfig",
@@ -27,16 +29,19 @@ __all__ = [
     "ForecastConfig",
     "OptimizerConfig",
     "PretrainConfig",
+    "ProblemsConfig",
     "SamplingConfig",
     "TrainConfig",
     "ValidationConfig",
     "WatchConfig",
+    "WeightsConfig",
     "as_dict",
     "build_config",
     "load_config",
 ]
 
 EMBEDDED_MODEL = "embedded:tiny"
+EMBEDDED_TASKS = ("math_mini", "gsm8k_lite")
 DEFAULT_REGIMES = (
     "task_reward",
     "tilted(alpha=1,beta_inv=100)",
@@ -62,6 +67,68 @@ class ConfigError(ValueError):
     """A setting that cannot be used; the message names it, the value seen and what to write instead."""
 
 
+Backend = Literal["auto", "decoder", "transformers"]
+
+
+@dataclass(frozen=True, config=_strict)
+class ProblemsConfig:
+    """Where problems come from, how they are asked and how answers are judged."""
+
+    data: str | None = None
+    """A file of your own problems (.jsonl, .json, .csv or .parquet), asked as the task named data."""
+    prompt_field: str = "prompt"
+    """data: the field that holds the question."""
+    answer_field: str = "answer"
+    """data: the field that holds the right answer."""
+    split_field: str | None = None
+    """data: a field that says train, validation or test; without one the splits follow from a hash of the question."""
+    data_dir: str | None = None
+    """Folder with public data sets in their published files, one folder a set; otherwise they come from the Hugging Face hub."""
+    prompt_format: str = "default"
+    """How a problem is worded, e.g. paper, boxed or plain; default is the usual one of each task."""
+    reward: str | None = None
+    """Your own reward, file.py:function or module:function with the signature of TRL's reward functions, for all tasks."""
+    grader: Literal["default", "boxed", "math", "normalised"] = "default"
+    """default is each task's own; boxed compares numbers exactly, math mathematical values, normalised
+    numbers and strings."""
+    grader_workers: PositiveInt = 1
+    """Processes that grade at once, where answers are compared mathematically."""
+    grader_seconds: PositiveFloat = 10.0
+    """Time limit of one answer (of one call of a reward of your own); beyond it the grade is timeout."""
+
+
+@dataclass(frozen=True, config=_strict)
+class ChatConfig:
+    """Whether and how a prompt is wrapped into the model's chat template, as one user message."""
+
+    template: Literal["auto", "always", "never"] = "auto"
+    """auto uses the tokenizer's template where it has one; always refuses a tokenizer without; never gives plain text."""
+    system: str | None = None
+    """A system message before it."""
+    arguments: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"date_string": "26 Jul 2024"})
+    """Further arguments of the template. Llama 3's would put today's date into every prompt: its own default is fixed here."""
+
+
+@dataclass(frozen=True, config=_strict)
+class WeightsConfig:
+    """In which precision weights are held, which of them train, and where the frozen base lives."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of weights and activations. Log-probabilities, adapters and the optimizer's weights stay in float32."""
+    gradient_checkpointing: bool = False
+    """Recompute the blocks' activations in the backward pass: less memory, about a third more time."""
+    lora_rank: PositiveInt | None = None
+    """Train low-rank adapters of this rank instead of the weights; the base is then the same model without them."""
+    lora_alpha: PositiveFloat | None = None
+    """Adapters are scaled by lora_alpha / lora_rank; twice the rank where none is given."""
+    lora_targets: tuple[str, ...] = ()
+    """Names of the linear layers that get adapters, e.g. q_proj; none named means all but the head."""
+    base_device: str | None = None
+    """Torch device of the frozen base where it differs from the policy's (full fine-tuning only)."""
+    offload_base: bool = False
+    """Keep the frozen base in main memory and bring it to its device only to score (full fine-tuning only)."""
+
+
 @dataclass(frozen=True, config=_strict)
 class SamplingConfig:
     """How training rollouts are drawn. They are scored at the same temperature and with the full vocabulary."""
@@ -80,6 +147,8 @@ class SamplingConfig:
     """Mask EOS out and renormalise, in sampling and in scoring, so that every response has max_new_tokens tokens."""
     max_rows: PositiveInt = 512
     """Completions decoded at once; a matter of memory and speed only."""
+    backend: Backend = "auto"
+    """Who decodes: the built-in decoder or transformers' own generate; auto takes the built-in one for the families it serves."""
 
 
 @dataclass(frozen=True, config=_strict)
@@ -108,6 +177,9 @@ class AlgorithmConfig:
     """gae: learning rate of the value head."""
     value_clip: PositiveFloat = 0.2
     """gae: clip range of the value loss."""
+    importance_cap: PositiveFloat | None = None
+    """Weigh each token by min(cap, trainer's / sampler's probability), for samplers whose probabilities differ from the
+    trainer's; 20 in the paper. None means no correction: the sampler's log-probabilities are taken as the policy's."""
     variance_subbatches: Annotated[int, Field(ge=2)] | None = None
     """Disjoint sub-batches of problems whose gradients give the variance and the signal-to-noise ratio of every step; none
     named means that every problem is one of its own."""
@@ -138,7 +210,7 @@ class ValidationConfig:
     """Validation during training; the best checkpoint is chosen on it, never on test problems."""
 
     problems: PositiveInt = 128
-    """Validation problems, the same at every check."""
+    """Validation problems, the same at every check; fewer where the tasks have fewer."""
     samples: PositiveInt = 4
     """Completions per validation problem at the sampling temperature."""
     every: PositiveInt = 10
@@ -186,7 +258,7 @@ class DiagnoseConfig:
     seed: NonNegativeInt = 0
     """Seed of problems and samples."""
     workers: Annotated[int, Field(ge=0)] = 0
-    """Parallel processes of one thread each; 0 means one per CPU core."""
+    """Parallel processes of one thread each; 0 means one per CPU core, or one on another device."""
 
 
 @dataclass(frozen=True, config=_strict)
@@ -194,7 +266,7 @@ class EvaluationConfig:
     """Evaluation of one checkpoint."""
 
     problems: PositiveInt = 512
-    """Problems in all, dealt evenly to the tasks and within a task to its families."""
+    """Problems in all, dealt evenly to the tasks and within a task to its families; fewer where there are fewer."""
     samples: PositiveInt = 16
     """Completions per problem (n of pass@k and maj@k)."""
     temperature: PositiveFloat = 1.0
@@ -211,6 +283,8 @@ class EvaluationConfig:
     """Seed of the problem set and of the sampling streams: equal seeds compare models on the same random streams."""
     max_rows: PositiveInt = 1024
     """Completions decoded at once; a matter of memory and speed only."""
+    backend: Backend = "auto"
+    """Who decodes: the built-in decoder or transformers' own generate; auto takes the built-in one for the families it serves."""
 
 
 @dataclass(frozen=True, config=_strict)
@@ -233,7 +307,7 @@ class ForecastConfig:
     beta_invs: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (0.5, 1.0, 2.0, 5.0, 10.0, 100.0, 10000.0)
     """Inverse temperatures β⁻¹ of the curve of the tilt, π ∝ π_ref · exp(β⁻¹ r); the paper uses 100 and 10000."""
     problems: PositiveInt = 256
-    """Problems in all, dealt evenly to the tasks and within a task to its families."""
+    """Problems in all, dealt evenly to the tasks and within a task to its families; fewer where there are fewer."""
     samples: Annotated[int, Field(ge=2)] = 32
     """Completions per problem, at temperature 1; more of them carry the forecast to larger α."""
     max_new_tokens: PositiveInt = 48
@@ -254,12 +328,15 @@ class TrainConfig:
 
     model: str = EMBEDDED_MODEL
     """Hub name or local folder of a causal LM, or embedded:tiny."""
-    tasks: tuple[str, ...] = ("math_mini", "gsm8k_lite")
+    tasks: Annotated[tuple[str, ...], tyro.conf.arg(aliases=("--task",))] = EMBEDDED_TASKS
     """Task names; problems are dealt evenly."""
+    problems: Annotated[ProblemsConfig, tyro.conf.arg(name="")] = ProblemsConfig()
+    chat: ChatConfig = ChatConfig()
+    weights: WeightsConfig = WeightsConfig()
     objective: str = "task_reward"
     """Regime: a constructor of bsharp.algorithm.objectives with its arguments, e.g. tilted(alpha=2,beta_inv=100)."""
-    difficulties: tuple[Annotated[int, Field(ge=1, le=3)], ...] = ()
-    """Difficulties (1 to 3, the size of the numbers) of the embedded tasks' problems; none named means all."""
+    difficulties: tuple[Annotated[int, Field(ge=1, le=5)], ...] = ()
+    """Difficulties asked: 1 to 3 of the embedded tasks (the size of the numbers), levels 1 to 5 of MATH; none named means all."""
     seed: NonNegativeInt = 0
     """Run seed; every random stream is derived from it."""
     steps: PositiveInt = 30
@@ -287,10 +364,15 @@ class CompareConfig:
 
     model: str = EMBEDDED_MODEL
     """Hub name or local folder of a causal LM, or embedded:tiny."""
-    tasks: tuple[str, ...] = ("math_mini", "gsm8k_lite")
-    """Task names."""
-    difficulties: tuple[Annotated[int, Field(ge=1, le=3)], ...] = ()
-    """Difficulties (1 to 3, the size of the numbers) of the embedded tasks' problems; none named means all."""
+    tasks: Annotated[tuple[str, ...], tyro.conf.arg(aliases=("--task",))] = EMBEDDED_TASKS
+    """Task names; problems are dealt evenly."""
+    evaluation_tasks: tuple[str, ...] = ()
+    """Tasks whose test problems are asked before and after; none named means those trained on."""
+    problems: Annotated[ProblemsConfig, tyro.conf.arg(name="")] = ProblemsConfig()
+    chat: ChatConfig = ChatConfig()
+    weights: WeightsConfig = WeightsConfig()
+    difficulties: tuple[Annotated[int, Field(ge=1, le=5)], ...] = ()
+    """Difficulties asked: 1 to 3 of the embedded tasks (the size of the numbers), levels 1 to 5 of MATH; none named means all."""
     regimes: tuple[str, ...] = DEFAULT_REGIMES
     """Regimes, each `constructor`, `constructor(argument=value)` or `name=constructor(argument=value)`."""
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2)
@@ -313,7 +395,8 @@ class CompareConfig:
     microbatch_rows: PositiveInt = 32
     """Rows per forward and backward pass."""
     workers: Annotated[int, Field(ge=0)] = 0
-    """Parallel training processes of one thread each; 0 means one per CPU core, and the number used is recorded."""
+    """Parallel training processes of one thread each; 0 means one per CPU core (one on another device), and the number used
+    is recorded."""
     device: str = "cpu"
     """Torch device."""
 

@@ -126,7 +126,17 @@ def code_hash(parts: Sequence[str] = _RESULT_CODE) -> str:
 
 def manifest(base_weights_hash: str, **extra: Any) -> dict[str, Any]:
     """What a run ran on. `identity` decides whether finished work can be used again."""
-    packages = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy", "math-verify")
+    packages = (
+        "torch",
+        "transformers",
+        "tokenizers",
+        "safetensors",
+        "numpy",
+        "scipy",
+        "math-verify",
+        "peft",
+        "datasets",
+    )
     return {
         "identity": {"base_weights": base_weights_hash, "code": code_hash(), "bsharp": __version__},
         "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}},

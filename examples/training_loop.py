@@ -7,8 +7,8 @@ import torch
 
 from bsharp.algorithm import ScoreInputs, leave_one_out, parse_objective, reduction_weights, reinforce, weighted_sum
 from bsharp.config import TrainConfig
-from bsharp.experiment import build_workbench, decoder_for
-from bsharp.generation import SamplingParams
+from bsharp.experiment import build_workbench
+from bsharp.generation import SamplingParams, generator_for
 from bsharp.models import clone_model, forward_responses, response_logprobs
 from bsharp.rollouts import build_batch, collect_rollouts
 from bsharp.training.problems import ProblemStream
@@ -19,7 +19,7 @@ def main(objective_spec: str = "tilted(alpha=1,beta_inv=100)", steps: int = 5) -
     bench = build_workbench(config.model, config.tasks)  # the frozen base, the tasks, the graders
     policy = clone_model(bench.base)
     policy.model.requires_grad_(True)
-    generator = decoder_for(policy)
+    generator = generator_for(policy)
     optimizer = torch.optim.AdamW(policy.model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0)
     problems = ProblemStream(bench.tasks, config)
     _, objective = parse_objective(objective_spec)

@@ -50,8 +50,11 @@ def make_comparison(
     finished: bool = True,
     alarms: bool = True,
     text: str | None = None,
+    outcome: str | None = None,
 ) -> Path:
     """Write a comparison into `folder` and return it; `text` takes the place of every completion's text.
+
+    With an `outcome` (wrong, unparseable, truncated or timeout) that is what becomes of every completion of every model.
 
     Without `finished` the last regime's last seed is missing, the one before it has not ended and its metrics end within
     a line, and there are no results.
@@ -67,7 +70,7 @@ def make_comparison(
     }
     _write_json(folder / "config.json", config)
     _write_json(folder / "manifest.json", MANIFEST)
-    base = _records("base", 0, problems, samples, text)
+    base = [_with_outcome(row, outcome) for row in _records("base", 0, problems, samples, text)]
     _write_job(folder / "base", config, base, 21.5)
     jobs = [(name, seed) for seed in seeds for name in regimes]
     found: dict[tuple[str, int], tuple[list[Record], list[Record]]] = {}
@@ -76,6 +79,10 @@ def make_comparison(
             continue
         path = folder / name / f"seed_{seed}"
         records, metrics = _records(name, seed, problems, samples, text), _metrics(name, seed, steps)
+        if outcome is not None:
+            records = [_with_outcome(row, outcome) for row in records]
+            zero = None if outcome == "timeout" else 0.0
+            metrics = [row | ({"validation/accuracy": zero} if "validation/accuracy" in row else {}) for row in metrics]
         found[name, seed] = records, metrics
         job_config = config | {"objective": regimes[name], "seed": seed, "threads": 1}
         running = not finished and place == len(jobs) - 2
@@ -194,6 +201,20 @@ def _records(model: str, seed: int, problems: int, samples: int, text: str | Non
                 }
             )
     return records
+
+
+def _with_outcome(record: Record, outcome: str | None) -> Record:
+    """The record with its grade, and where it was cut its end, as `outcome` says."""
+    if outcome is None:
+        return record
+    status = "unparseable" if outcome == "truncated" else outcome
+    changed: Record = {"status": status, "exact_match": False, "reward": None if outcome == "timeout" else 0.0}
+    changed["answer"] = "1" if outcome == "wrong" else None
+    if outcome == "truncated":
+        changed |= {"finish_reason": "length", "length": 48, "token_ids": [1, 2, 3, 4] * 12}
+    elif outcome != "timeout":
+        changed["finish_reason"] = "eos"
+    return record | changed
 
 
 def _metrics(regime: str, seed: int, steps: int) -> list[Record]:

@@ -16,7 +16,17 @@ from torch import Tensor
 
 from bsharp.algorithm.divergences import k3_policy_base
 
-__all__ = ["RatioStatistics", "Reduction", "ppo_clip", "reduction_weights", "reinforce", "value_loss", "weighted_sum"]
+__all__ = [
+    "RatioStatistics",
+    "Reduction",
+    "ppo_clip",
+    "reduction_weights",
+    "reinforce",
+    "sampler_mismatch",
+    "truncated_importance_weights",
+    "value_loss",
+    "weighted_sum",
+]
 
 # exp beyond this overflows towards inf, and inf times a gradient of 0 is NaN.
 MAX_LOG_RATIO = 20.0
@@ -107,6 +117,56 @@ def ppo_clip(
             kl_old_policy_sum=float(kl[mask].double().sum()),
         )
     return terms, statistics
+
+
+def truncated_importance_weights(
+    trainer_logprobs: Float[Tensor, "B T"],
+    sampler_logprobs: Float[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    cap: float,
+) -> Float[Tensor, "B T"]:
+    """Truncated importance sampling (TIS): w_t = min(cap, pi(y_t | y_<t) / mu(y_t | y_<t)), constants; 0 outside the mask.
+
+    pi is the policy before the update as the trainer computes it, mu the one that sampled, as the sampler reported it; they
+    differ where the sampler has other kernels, another precision or older weights. The token terms of the loss are
+    multiplied by w_t, after Yao et al. 2025, "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training",
+    known as TIS in verl and TRL; arXiv 2604.16259 uses cap = 20.
+
+    What is exact, with cap = inf and any baseline that does not depend on the row's own tokens: the expected gradient is
+    that of sum_t E[R] with y_<t ~ mu, y_t ~ pi, y_>t ~ mu. For responses of one token this is the policy gradient; for
+    longer ones it ignores how prefix and rest differ between pi and mu (weights of whole sequences would not, at a variance
+    that grows exponentially with the length). A finite cap lets tokens count less where pi > cap mu: biased, of bounded
+    variance. At pi = mu every weight is 1. Raises ValueError for a cap that is not positive.
+    """
+    if not cap > 0:
+        raise ValueError(f"importance cap = {cap}; give a positive number such as 20, or inf for no truncation")
+    log_ratio = torch.where(mask, trainer_logprobs.detach(), 0.0) - torch.where(mask, sampler_logprobs.detach(), 0.0)
+    return torch.where(mask, log_ratio.exp().clamp(max=cap), 0.0)
+
+
+def sampler_mismatch(
+    trainer_logprobs: Float[Tensor, "B T"],
+    sampler_logprobs: Float[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    cap: float | None = None,
+) -> dict[str, float]:
+    """How far the trainer's log-probabilities are from the sampler's, over the masked-in tokens; 0 where there is none.
+
+    `sampling_logp_difference`: |log pi - log mu| in nats. `importance_sampling_ratio`: pi / mu before any truncation, and
+    in /capped the share of tokens where it exceeds `cap` (0 without one).
+    """
+    trainer, sampler = torch.where(mask, trainer_logprobs, 0.0), torch.where(mask, sampler_logprobs, 0.0)
+    difference = (trainer - sampler).abs()
+    ratio = (trainer - sampler).exp()[mask]
+    tokens = ratio.numel()
+    return {
+        "sampling_logp_difference/mean": float(difference.sum()) / max(1, tokens),
+        "sampling_logp_difference/max": float(difference.max()) if difference.numel() else 0.0,
+        "importance_sampling_ratio/mean": float(ratio.double().mean()) if tokens else 0.0,
+        "importance_sampling_ratio/min": float(ratio.min()) if tokens else 0.0,
+        "importance_sampling_ratio/max": float(ratio.max()) if tokens else 0.0,
+        "importance_sampling_ratio/capped": float((ratio > cap).double().mean()) if tokens and cap is not None else 0.0,
+    }
 
 
 def value_loss(

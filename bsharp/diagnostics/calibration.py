@@ -34,6 +34,7 @@ __all__ = ["calibration"]
 
 Array = NDArray[np.float64]
 BINS = 10
+NO_VOTE = "no problem has a vote: no completion holds an answer that can be read"
 LEAST_PROBLEMS = 10
 """Below this many problems a bin's or a condition's mean is given without an interval."""
 
@@ -60,7 +61,8 @@ def calibration(records_by_model: Mapping[str, Sequence[Sequence[Record]]], base
     A model's `bins` are ten: confidence in (low, high], 0 in the first; `problems` is their number in the bin, averaged
     over seeds (they add up to the model's problems); `confidence` the mean confidence in the bin and `accuracy` the mean
     credit, both over all seeds' problems together; below 10 different problems without an interval, null in an empty bin.
-    `ece` is the expected calibration error (arXiv 1706.04599), per seed and then averaged over seeds.
+    `ece` is the expected calibration error (arXiv 1706.04599), per seed and then averaged over seeds; null where no problem
+    has a vote, as are the changes where that is so of both models.
 
     The `changes` of a regime compare each problem with the base, over problems and seeds. Δ is the regime's confidence
     minus the base's, each in its own modal answer; right and wrong are the REGIME'S modal answer (a tie counts in parts).
@@ -128,10 +130,11 @@ def _model(votes: _Votes, families: Sequence[str], is_base: bool) -> dict[str, A
     strata = [families[place] for place in places.tolist()]
     if is_base:
         confidence, credit = confidence[0], credit[0]
-    ece = undefined("fraction", "")
+    ece = undefined("fraction", "" if len(places) else "no graded sample")
     if len(places):
         rng = generator(0, "calibration", "ece")
         ece = expected_calibration_error(confidence, credit, rng=rng, bins=BINS, strata=strata, replicates=1000)
+        ece = undefined("fraction", NO_VOTE) if not confidence.any() else _not_certain(ece, 0.0)
     return {"bins": _bins(confidence, credit), "ece": noted(replace(ece, unit="fraction"), note).as_json()}
 
 
@@ -187,6 +190,15 @@ def _conditional_mean(
     )
 
 
+def _not_certain(ece: Estimate, least: float) -> Estimate:
+    """A bootstrap of equal problems has no width: the ends then cover a share of problems not seen of 1 − 0.025^(1/P)."""
+    if ece.low < ece.high or not np.isfinite(ece.low):
+        return ece
+    unseen = 1.0 - 0.025 ** (1.0 / ece.n)
+    low, high = max(ece.estimate - unseen, least), min(ece.estimate + unseen, 1.0)
+    return noted(replace(ece, low=low, high=high), "all problems are alike: the ends cover problems not seen")
+
+
 def _changes(votes: _Votes, base: _Votes, families: Sequence[str]) -> dict[str, Any]:
     places = _defined(votes.confidence, base.confidence)
     note = _left_out(places, len(families))
@@ -197,6 +209,8 @@ def _changes(votes: _Votes, base: _Votes, families: Sequence[str]) -> dict[str, 
     wrong = 1.0 - right
     # Shares of unequal numbers of graded samples may differ by rounding alone.
     change = np.round(confidence - base.confidence[:, places], 12)
+    if not confidence.any() and not base.confidence[0, places].any():
+        return dict.fromkeys(_CHANGES, noted(undefined("fraction", NO_VOTE), note).as_json())
     answer_change, same_wrong = _modal_answers(votes, base, places)
     more, less = (change > 0).astype(np.float64), (change < 0).astype(np.float64)
 
@@ -226,7 +240,7 @@ def _changes(votes: _Votes, base: _Votes, families: Sequence[str]) -> dict[str, 
         "wrong_and_more_certain": share(wrong * more, "wrong and more"),
         "wrong_and_less_certain": share(wrong * less, "wrong and less"),
         "same_wrong_answer_more_certain": share(same_wrong * more, "same and more"),
-        "ece_change": noted(replace(ece, unit="fraction"), note).as_json(),
+        "ece_change": noted(replace(_not_certain(ece, -1.0), unit="fraction"), note).as_json(),
     }
     assert tuple(found) == _CHANGES
     return found

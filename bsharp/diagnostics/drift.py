@@ -61,13 +61,14 @@ def _model(table: SampleTable, is_base: bool) -> dict[str, Any]:
         values = {key: value[0] for key, value in values.items()}  # (P,): a quantity without seeds
     families = np.array(table.families)
     return {
-        "overall": _slice(values, families, is_base, 2000),
+        "overall": _slice(values, families, is_base, 2000, table.samples),
         "families": {
             str(family): _slice(
                 {key: value[..., families == family] for key, value in values.items()},
                 families[families == family],
                 is_base,
                 FAMILY_REPLICATES,
+                table.samples,
             )
             for family in np.unique(families)
         },
@@ -82,7 +83,9 @@ def _values(table: SampleTable) -> dict[str, Array]:
     }
 
 
-def _slice(values: Mapping[str, Array], families: NDArray[Any], is_base: bool, replicates: int) -> dict[str, Any]:
+def _slice(
+    values: Mapping[str, Array], families: NDArray[Any], is_base: bool, replicates: int, samples: int
+) -> dict[str, Any]:
     strata = [str(family) for family in families]
 
     def figure(
@@ -104,5 +107,7 @@ def _slice(values: Mapping[str, Array], families: NDArray[Any], is_base: bool, r
         "length": figure("length", values["length"], "tokens"),
         "truncated": figure("truncated", values["truncated"], "fraction", SHARE),
         "repetition": figure("repetition", values["repetition"], "fraction", SHARE),
-        "distinct_answers": figure("distinct_answers", values["distinct_answers"], "answers", reason=TOO_FEW_GRADED),
+        "distinct_answers": figure(
+            "distinct_answers", values["distinct_answers"], "answers", (0.0, float(samples)), TOO_FEW_GRADED
+        ),
     }

@@ -20,6 +20,7 @@ OUTCOMES = ("kept", "gained", "lost", "never")
 BASE_BINS = ("0", "0–25 %", "25–50 %", "50–75 %", "75–100 %")
 CHANCES = np.linspace(0.0, 1.0, 101)
 EM_STEPS = 200
+LEVEL_TAIL = 0.025
 REPLICATES = 100
 
 
@@ -43,8 +44,10 @@ def gained_lost(
       samples: a problem near the threshold flips by chance. Each problem's chance of a right sample has the posterior that
       follows from its k of n right and a prior fitted to the base's counts of all problems without assuming a shape
       (nonparametric empirical Bayes, Laird 1978); the count of a second evaluation is binomial given the chance. Figures are
-      the sum over problems and the central 95 % of its distribution, averaged over priors fitted to resampled problems. The
-      p-value does not know of flips that happen both ways: compare the observed counts with these as well.
+      the sum over problems and the central 95 % of its distribution, averaged over priors fitted to resampled problems; where
+      the base is right in no sample or in all, the upper end is that of the largest chance which all samples together leave
+      possible (1 − 0.025^(1/n), n all of them). The p-value does not know of flips that happen both ways: compare the
+      observed counts with these as well.
 
     Raises ValueError for a threshold outside (0, 1], a missing base, incomplete records, and models that were not evaluated
     on the base's problems with as many samples.
@@ -151,10 +154,18 @@ def _by_chance(right: Counts, graded: Counts, regime_graded: Counts, threshold: 
     least = np.ceil(np.round(threshold * m, 9))
     solves = (posterior * stats.binom.sf(least[:, None] - 1, m[:, None], CHANCES)).sum(-1)
     solved = np.asarray(np.round(k / n, 12) >= threshold)
-    return {
+    found = {
         "gained": _number_of_problems(solves[:, ~solved], problems[~solved]),
         "lost": _number_of_problems(1.0 - solves[:, solved], problems[solved]),
     }
+    if not k.any() or (k == n).all():
+        # The fitted prior is then certain of 0 or 1; the chance may be as far from it as all samples together allow.
+        beyond = 1.0 - LEVEL_TAIL ** (1.0 / float(n @ problems))
+        chance = beyond if not k.any() else 1.0 - beyond
+        flips = np.asarray(stats.binom.sf(least - 1, m, chance))
+        key, flips = ("gained", flips) if not k.any() else ("lost", 1.0 - flips)
+        found[key] |= {"high": max(found[key]["high"], _number_of_problems(flips[None], problems)["high"])}
+    return found
 
 
 def _chance_posterior(right: Counts, graded: Counts, problems: Counts) -> Array:
@@ -185,5 +196,5 @@ def _number_of_problems(chances: Array, problems: Counts) -> dict[str, Any]:
         for chance, count in zip(row.tolist(), problems.tolist(), strict=True):
             of_row = np.convolve(of_row, stats.binom.pmf(np.arange(count + 1), count, min(max(chance, 0.0), 1.0)))
         distribution += of_row / len(chances)
-    low, high = (int(place) for place in np.searchsorted(np.cumsum(distribution), (0.025, 0.975)))
+    low, high = (int(place) for place in np.searchsorted(np.cumsum(distribution), (LEVEL_TAIL, 1.0 - LEVEL_TAIL)))
     return {"estimate": float(chances[0] @ problems), "low": low, "high": high, "n": total, "unit": "problems"}

@@ -32,7 +32,7 @@ from bsharp.statistics import Estimate, problem_and_seed_interval
 from bsharp.tasks import Role, Split, Task
 from bsharp.types import Problem
 
-__all__ = ["MISTAKES_SCHEMA", "mistake_table"]
+__all__ = ["MISTAKES_SCHEMA", "has_typed_mistakes", "mistake_table"]
 
 MISTAKES_SCHEMA = 1
 BLOCKS = 8
@@ -92,6 +92,11 @@ class _Scoring:
         return values.double().sum(-1).numpy()
 
 
+def has_typed_mistakes(tasks: Mapping[str, Task]) -> bool:
+    """Whether any task has families whose mistakes have types; without, `mistake_table` says so and needs no gradients."""
+    return any(family.mistake_types for task in tasks.values() for family in task.families.values())
+
+
 def mistake_table(
     base: LanguageModel,
     policies: Mapping[str, Sequence[Callable[[], LanguageModel]]],
@@ -117,10 +122,11 @@ def mistake_table(
 
     `gradients` are ASCENT directions at the base (of the objective, not of the loss), (N,) in the order of the parameters
     that are trainable, or of all where the base is frozen. `policies` holds one loader per seed and regime; a loaded policy
-    is dropped before the next is asked for, and must share the base's tokenizer. Memory: 5 · 8 gradients beside the given
-    ones. A gradient that is 0 or not finite, or a policy with log-probabilities that are not finite, gives null with a
-    note. Tasks without families with mistakes: `types` is empty, with a note. Raises ValueError where a gradient has
-    another length, a regime no seed, or a family too few test problems.
+    is dropped before the next is asked for, and must share the base's tokenizer. Where the runs trained adapters, `base` is
+    the policy as training starts it: its adapter adds nothing yet, and gradients are over the adapter's parameters. Memory:
+    5 · 8 gradients beside the given ones. A gradient that is 0 or not finite, or a policy with log-probabilities that are
+    not finite, gives null with a note. Tasks without families with mistakes: `types` is empty, with a note. Raises ValueError
+    where a gradient has another length, a regime no seed, or a family too few test problems.
     """
     _check(base, policies, gradients, problems_per_family)
     rows, types, families = _solutions(base, tasks, problems_per_family, seed, ends=not fixed_length)
@@ -191,6 +197,11 @@ def _check(
     empty = [name for name, loaders in policies.items() if not loaders]
     if empty:
         raise ValueError(f"regime {empty[0]!r} has no policy; give one loader per seed, or leave the regime out")
+    if getattr(base, "adapter_disabled", False):
+        raise ValueError(
+            "the base's adapter is disabled, so that no gradient reaches it; give the policy as training starts it "
+            "(make_policy), which is the base"
+        )
     size = sum(value.numel() for value in ResponseScorer(base).values.values())
     for name, gradient in gradients.items():
         if gradient.shape != (size,):

@@ -26,7 +26,7 @@ from bsharp.models.logprobs import forward_responses, response_logprobs, scoring
 from bsharp.rollouts import RolloutBatch
 from bsharp.seeding import generator
 
-__all__ = ["MEGABYTES", "ObjectiveGradients", "module_group", "objective_gradients"]
+__all__ = ["MEGABYTES", "ObjectiveGradients", "module_group", "objective_gradients", "trained_parameters"]
 
 BLOCKS = 8
 MEGABYTES = 1024.0
@@ -96,12 +96,18 @@ def objective_gradients(
     no problem, with "batch_normalised" where they do not differ at all, with "none" where they are 0.
 
     Memory beside the models and one micro-batch: 4 (R (K + 1) + 1) N bytes (in fp32) for R independent objectives, K blocks
-    and N trainable parameters, and 16 MB; afterwards 4 R N. K is the largest number of at most `blocks`, and of at most one
-    per problem, that fits into `megabytes` (of 10⁶ bytes). Where not even two blocks fit, a ValueError says how much they
+    and N trainable parameters, and 16 MB; afterwards 4 R N. Gradients are summed and compared in fp32 whatever the weights'
+    precision. K is the largest number of at most `blocks`, and of at most one per problem, that fits into `megabytes` (of 10⁶
+    bytes). Where not even two blocks fit, a ValueError says how much they
     need, or with `allow_missing` the result has that sentence in `missing` and only figures of the scores. Raises ValueError
     without an objective and without a trainable parameter.
     """
-    parameters = {name: p for name, p in policy.model.named_parameters() if p.requires_grad}
+    if getattr(policy, "adapter_disabled", False):
+        raise ValueError(
+            "the policy's adapter is disabled, so that no gradient reaches it; give the policy as training starts it "
+            "(make_policy)"
+        )
+    parameters = trained_parameters(policy.model)
     if not objectives or not parameters:
         raise ValueError(
             f"gradients need an objective and a trainable parameter, got {len(objectives)} and {len(parameters)}; "
@@ -150,6 +156,14 @@ def objective_gradients(
         mixing=torch.as_tensor(mixing),
         missing=missing,
     )
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What training moves, by name: the parameters that require a gradient; of a model with adapters only the adapters'."""
+    found = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not hasattr(model, "peft_config"):
+        return found
+    return {name: parameter for name, parameter in found.items() if re.search(r"(^|\.)lora_", name)}
 
 
 def module_group(parameter_name: str) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from bsharp.diagnostics.objective_gradients import trained_parameters
 from bsharp.masking import masked_sum
 from bsharp.models.loading import LanguageModel
 from bsharp.models.logprobs import forward_responses, scoring_microbatches
@@ -103,8 +104,8 @@ class ResponseScorer(nn.Module):
         self._generates = (temperature, fixed_length)
         self.model = language_model.model
         self._language_model = language_model
-        named = [(name, p) for name, p in self.named_parameters() if p.requires_grad] or list(self.named_parameters())
-        self.values = {name: parameter.detach() for name, parameter in named}
+        named = trained_parameters(self.model) or dict(self.model.named_parameters())
+        self.values = {f"model.{name}": parameter.detach() for name, parameter in named.items()}
 
     def forward(
         self, prompts: Sequence[Sequence[int]], token_ids: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]
@@ -131,7 +132,11 @@ class ResponseScorer(nn.Module):
     def gradient(self, rows: ResponseRows, chosen: Sequence[int], microbatch_rows: int) -> Float[Tensor, " N"]:
         """∇ Σ log π over the chosen rows, (N,)."""
         leaves = {name: value.detach().requires_grad_() for name, value in self.values.items()}
-        total = [torch.zeros_like(value) for value in self.values.values()]
+        # Sums over many rows: in bfloat16 the later ones would be rounded away.
+        total = [
+            torch.zeros_like(value, dtype=torch.promote_types(value.dtype, torch.float32))
+            for value in self.values.values()
+        ]
         for _, inputs in rows.microbatches(chosen, microbatch_rows):
             logprobs = self.at(leaves, inputs)
             gradients = torch.autograd.grad(logprobs.sum(), list(leaves.values()), materialize_grads=True)

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bsharp.generation import Decoder, GenerationRequest, SamplingParams
+from bsharp.config import Backend
+from bsharp.generation import GenerationRequest, SamplingParams, generator_for
 from bsharp.models.loading import LanguageModel
 from bsharp.rewards import RewardFunction
 from bsharp.rollouts import grade_completions
@@ -80,6 +81,7 @@ def sensitivity_table(
     max_new_tokens: int,
     fixed_length: bool = False,
     max_rows: int = 512,
+    backend: Backend = "auto",
 ) -> dict[str, Any]:
     """For each harmless change of `bsharp.tasks.variants` and each model: how often the answer and its correctness change.
 
@@ -91,14 +93,16 @@ def sensitivity_table(
     a change does not apply to leave its row. `overall`: over the changes that keep the answer, each problem's mean over
     those it has. `control`: `answer_changed` for the unchanged prompt, decoded twice.
 
+    A change that leaves the model's prompt as it was, token for token, counts as one that does not apply.
+
     Shares with 95 % intervals for new problems, and new seeds in a regime of several. Problems whose grade is missing
     (timeout, error) leave the figures that need it, which shows in n; a change that applies to none has n = 0 and nulls.
     `policies` holds one loader per seed and regime; a loaded policy is dropped before the next is asked for. Raises
     ValueError without a problem or a sample, and for a regime without policies.
     """
     _check(policies, problems, samples)
-    plan = _plan(tasks, problems, seed)
-    ask = _Asker(plan, tasks, rewards, samples, seed, max_new_tokens, fixed_length, max_rows)
+    plan = _plan(base, tasks, problems, seed)
+    ask = _Asker(plan, tasks, rewards, samples, seed, max_new_tokens, fixed_length, max_rows, backend)
     answers = {BASE: [ask(base)]}
     for name, loaders in policies.items():
         answers[name] = [ask(loader()) for loader in loaders]
@@ -141,13 +145,19 @@ def _check(
         raise ValueError(f"regime {empty[0]!r} has no policy; give one loader per seed, or leave the regime out")
 
 
-def _plan(tasks: Mapping[str, Task], problems: Sequence[Problem], seed: int) -> _Plan:
+def _plan(base: LanguageModel, tasks: Mapping[str, Task], problems: Sequence[Problem], seed: int) -> _Plan:
     changed: dict[str, dict[int, Problem]] = {change: {} for change in CHANGES}
+
+    def prompt(problem: Problem) -> list[int]:
+        return base.encode(tasks[problem.task].prompt(problem))
+
     for place, problem in enumerate(problems):
+        original = prompt(problem)
         for change in CHANGES:
             rng = generator(seed, "diagnostics/sensitivity/changes", change, problem.problem_id)
             variant = changed_problem(tasks[problem.task], problem, change, rng)
-            if variant is not None:
+            # A chat template that trims blanks, or a tokenizer that joins them, can undo a change.
+            if variant is not None and prompt(variant) != original:
                 changed[change][place] = variant
     return _Plan(list(problems), changed)
 
@@ -165,9 +175,10 @@ class _Asker:
         max_new_tokens: int,
         fixed_length: bool,
         max_rows: int,
+        backend: Backend,
     ) -> None:
         self._plan, self._tasks, self._rewards = plan, tasks, rewards
-        self._samples, self._seed, self._max_rows = samples, seed, max_rows
+        self._samples, self._seed, self._max_rows, self._backend = samples, seed, max_rows, backend
         self._greedy = SamplingParams(max_new_tokens, greedy=True, fixed_length=fixed_length)
         self._sampled = SamplingParams(max_new_tokens, fixed_length=fixed_length)
 
@@ -195,7 +206,7 @@ class _Asker:
             )
             for problem in problems
         ]
-        completions = Decoder(policy, self._max_rows).generate(requests, params)
+        completions = generator_for(policy, self._max_rows, self._backend).generate(requests, params)
         return grade_completions(self._rewards, problems, completions)
 
 

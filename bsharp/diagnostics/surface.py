@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bsharp.config import WeightsConfig
 from bsharp.diagnostics.surface_points import (
     QUANTITIES,
     Point,
@@ -32,7 +33,17 @@ from bsharp.rewards import RewardFunction
 from bsharp.tasks import Task
 from bsharp.types import Problem
 
-__all__ = ["Line", "Plane", "RunPath", "SurfacePlan", "assemble_surface", "grid_axis", "plan_surface", "surface"]
+__all__ = [
+    "Line",
+    "Plane",
+    "RunPath",
+    "SurfacePlan",
+    "assemble_surface",
+    "grid_axis",
+    "no_surface",
+    "plan_surface",
+    "surface",
+]
 
 Directions = Mapping[str, Float[Tensor, " N"]]
 
@@ -40,6 +51,15 @@ PARTS = ("mean", "standard_error")
 
 MARGIN = 0.25
 """How far a grid goes beyond base and anchors, in their extent along the axis."""
+
+
+def no_surface(weights: WeightsConfig) -> str:
+    """Why there is no loss surface for runs of these weights, in one sentence; empty where there is one."""
+    if weights.lora_rank is not None:
+        return "the runs trained adapters: their weights are not the base's, so that no plane goes through both"
+    if weights.dtype != "float32":
+        return f"weights in {weights.dtype} are too coarse: a step between two points of the grid would be lost in rounding"
+    return ""
 
 
 @dataclass(frozen=True)

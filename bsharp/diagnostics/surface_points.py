@@ -11,7 +11,8 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from bsharp.generation import Decoder, GenerationRequest, LogitsError, SamplingParams
+from bsharp.config import Backend
+from bsharp.generation import GenerationRequest, LogitsError, SamplingParams, generator_for
 from bsharp.models.loading import LanguageModel, clone_model
 from bsharp.models.weights import flat_weights, set_flat_weights
 from bsharp.rewards import RewardFunction
@@ -46,6 +47,7 @@ class SurfaceSampling:
     temperature: float = 1.0
     fixed_length: bool = False
     max_rows: int = 512  # completions decoded at once; memory and speed only
+    backend: Backend = "auto"  # who decodes
     microbatch_rows: int = 64  # completions scored at once by the base; memory and speed only
 
 
@@ -86,7 +88,7 @@ def evaluate_points(
             found = tuple(directions[name].shape) if name in directions else "missing"
             raise ValueError(f"direction {name!r} is {found}; give a vector of the model's {len(origin)} weights")
     policy = clone_model(base)
-    decoder = Decoder(policy, sampling.max_rows)
+    decoder = generator_for(policy, sampling.max_rows, sampling.backend)
     prompts = [tuple(base.encode(tasks[problem.task].prompt(problem))) for problem in problems]
     requests = [
         GenerationRequest(prompt, sampling.samples, stream_seed(sampling.seed, "evaluation", problem.problem_id))

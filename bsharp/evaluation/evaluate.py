@@ -52,23 +52,38 @@ Record = dict[str, Any]
 def problem_set(tasks: Sequence[Task], config: EvaluationConfig) -> list[Problem]:
     """The `config.problems` problems of `config.split`: dealt evenly to the tasks, and by each task to its families.
 
-    Where the number does not divide, the first tasks get one more. The set depends on the tasks, the split, the number
-    and config.seed alone, so every model meets the same problems. Raises ValueError where there are fewer problems
-    than tasks, or no task.
+    Where the number does not divide, the first tasks get one more. A public data set with fewer problems than its share gives
+    all it has and the others take the rest, so that there are fewer where all tasks together have fewer. The set depends on
+    the tasks, the split, the number and config.seed alone, so every model meets the same problems. Raises ValueError where
+    there are fewer problems than tasks, or no task.
     """
     if not tasks:
         raise ValueError("no task to evaluate on; give at least one")
     if config.problems < len(tasks):
         raise ValueError(f"{config.problems} problems for {len(tasks)} tasks; ask for at least one problem per task")
-    share, rest = divmod(config.problems, len(tasks))
+    split = Split(config.split)
+    # Procedural families hold thousands; counting them takes a second in every process.
+    sizes = [math.inf if task.families else task.size(split) for task in tasks]
     problems = [
         problem
-        for index, task in enumerate(tasks)
-        for problem in task.problems(Split(config.split), share + (index < rest), config.seed)
+        for task, count in zip(tasks, _shares(config.problems, sizes), strict=True)
+        for problem in task.problems(split, count, config.seed)
     ]
     if len({problem.problem_id for problem in problems}) < len(problems):
         raise ValueError("two problems have the same problem_id; ids must be unique across the evaluated tasks")
     return problems
+
+
+def _shares(wanted: int, sizes: Sequence[float]) -> list[int]:
+    """`wanted` dealt evenly, no share beyond its size; what one cannot take goes to the others."""
+    shares = [0] * len(sizes)
+    while wanted and (takers := [task for task, size in enumerate(sizes) if shares[task] < size]):
+        even, rest = divmod(wanted, len(takers))
+        for turn, task in enumerate(takers):
+            given = int(min(even + (turn < rest), sizes[task] - shares[task]))
+            shares[task] += given
+            wanted -= given
+    return shares
 
 
 def evaluate(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +18,9 @@ from bsharp.evaluation.schema import SCHEMA_VERSION, validate_results
 from bsharp.evaluation.summary import accuracy_difference, summarize_figures
 from bsharp.seeding import generator
 from bsharp.statistics import SeedTrace, gain_beyond_best, judge_stability
-from bsharp.statistics.samples import Record
+from bsharp.statistics.samples import Record, correctness, is_graded
+from bsharp.statistics.stability import StabilityWord
+from bsharp.statistics.verdict import Answers, nothing_to_compare
 
 __all__ = ["TASK_REWARD", "RegimeRecords", "build_results", "seed_trace"]
 
@@ -31,6 +35,8 @@ _TRACES = {
     "truncation_rate": "completions/clipped_ratio",
 }
 _NULL_IS_NOT_FINITE = ("entropy", "kl", "grad_norm")
+NO_SIGNAL = "no signal"
+"""Stability word of a regime that was never right, so that nothing could have declined, or never graded."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +94,7 @@ def build_results(
         "base": summarize_figures(base, None, is_base=True),
         "regimes": {name: _regime(regime, figures[name], base) for name, regime in regimes.items()},
         "differences": _differences(list(figures.values())),
-        "verdict": _verdict(figures, regimes),
+        "verdict": _verdict(base, figures, regimes, config.get("evaluation") or {}),
         "choices_using_labels": list(choices_using_labels),
         "config": dict(config),
         "manifest": dict(manifest),
@@ -160,14 +166,23 @@ def _stability(regime: RegimeRecords, figures: ProblemFigures) -> dict[str, Any]
         seed_trace(rows, accuracy, checks, stopped)
         for rows, accuracy, stopped in zip(regime.metrics, accuracies, regime.stopped, strict=True)
     ]
+    graded = bool(figures.graded.any())
+    if not graded:
+        # That the grader failed says nothing about the policy: the accuracy must not count as one that broke down.
+        traces = [dataclasses.replace(trace, final_accuracy=0.0) for trace in traces]
     verdict = judge_stability(
         traces,
         validation_samples=regime.validation_samples,
         test_samples=len(figures.problem_ids) * figures.samples,
     )
+    word, why = str(verdict.word), verdict.phrase
+    seen = [accuracy for trace in traces for accuracy in (*trace.validation_accuracy, trace.final_accuracy)]
+    if verdict.word is not StabilityWord.COLLAPSED and not any(seen):
+        cause = "no completion is right in any check or at the end" if graded else "no test completion could be graded"
+        word, why = NO_SIGNAL, f"{cause}, so nothing could have declined; {why}"
     return {
-        "word": str(verdict.word),
-        "why": verdict.phrase,
+        "word": word,
+        "why": why,
         "figures": {name: value if math.isfinite(value) else None for name, value in verdict.figures.items()},
     }
 
@@ -180,7 +195,38 @@ def _differences(figures: Sequence[ProblemFigures]) -> dict[str, dict[str, Any]]
     }
 
 
-def _verdict(figures: Mapping[str, ProblemFigures], regimes: Mapping[str, RegimeRecords]) -> dict[str, Any]:
+def _verdict(
+    base: ProblemFigures,
+    figures: Mapping[str, ProblemFigures],
+    regimes: Mapping[str, RegimeRecords],
+    evaluation: Mapping[str, Any],
+) -> dict[str, Any]:
+    answers = _answers([base, *figures.values()])
+    reason = nothing_to_compare(
+        answers, evaluation.get("max_new_tokens"), fixed_length=bool(evaluation.get("fixed_length"))
+    )
+    verdict = _no_verdict(reason, "nothing to compare") if reason else _gain(figures, regimes)
+    return verdict | {"comparable": not reason, "answers": answers.as_json()}
+
+
+def _answers(tables: Sequence[ProblemFigures]) -> Answers:
+    """Counts over the sampled completions of all models; the tables hold the same problems in the same order."""
+    right = [np.nansum(table.array(correctness), axis=-1) for table in tables]
+    samples = [record for table in tables for seed in table.records for row in seed for record in row]
+    status = Counter(record["status"] for record in samples if is_graded(record))
+    return Answers(
+        models=len(tables),
+        problems=len(tables[0].problem_ids),
+        solved=int(np.any([counts.any(axis=0) for counts in right], axis=0).sum()),
+        completions=len(samples),
+        correct=int(sum(counts.sum() for counts in right)),
+        unparseable=status["unparseable"],
+        ungraded=len(samples) - status.total(),
+        truncated=sum(record["finish_reason"] == "length" for record in samples),
+    )
+
+
+def _gain(figures: Mapping[str, ProblemFigures], regimes: Mapping[str, RegimeRecords]) -> dict[str, Any]:
     rivals = [name for name in regimes if name != TASK_REWARD and _label_free(regimes[name])]
     if TASK_REWARD not in regimes:
         return _no_verdict(f"no regime is named {TASK_REWARD}, so there is no gain to hold against sharpening")
@@ -222,8 +268,8 @@ def _verdict(figures: Mapping[str, ProblemFigures], regimes: Mapping[str, Regime
     return verdict
 
 
-def _no_verdict(reason: str) -> dict[str, Any]:
-    return {"sentence": f"no verdict: {reason}", "chosen": None, "gain": None, "choice_shares": {}, "level": 0.95}
+def _no_verdict(reason: str, begin: str = "no verdict") -> dict[str, Any]:
+    return {"sentence": f"{begin}: {reason}", "chosen": None, "gain": None, "choice_shares": {}, "level": 0.95}
 
 
 def _families(figures: ProblemFigures, kept: NDArray[np.bool_]) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bsharp.statistics.maj_at_k import EXACT_SAMPLES
+from bsharp.statistics.verdict import LEAST_SOLVED
 
 __all__ = ["SCHEMA_VERSION", "Results", "schema_markdown", "validate_results"]
 
@@ -146,7 +147,9 @@ class BestCheckpoint(Summary):
 class Stability(_Strict):
     """A word by a fixed rule on named statistics, and the figures behind it."""
 
-    word: str = Field(description="stable, noisy, declining or collapsed")
+    word: str = Field(
+        description="stable, noisy, declining or collapsed; `no signal` where no completion was ever right, or graded"
+    )
     why: str = Field(description="the figures behind the word, as a phrase")
     figures: dict[str, float | None] = Field(
         description="the statistics of the rule by name; their units are in the names"
@@ -171,6 +174,19 @@ class Regime(FullSummary):
     )
 
 
+class Answers(_Strict):
+    """What became of the sampled completions of all models together, base and every seed included; greedy apart."""
+
+    models: int = Field(ge=1, description="the base and the regimes")
+    problems: int = Field(ge=1, description="problems evaluated")
+    solved: int = Field(ge=0, description="problems for which any completion of any model is right")
+    completions: int = Field(ge=1, description="sampled completions")
+    correct: int = Field(ge=0, description="right ones")
+    unparseable: int = Field(ge=0, description="those in which no answer could be read")
+    ungraded: int = Field(ge=0, description="those whose grader timed out or failed")
+    truncated: int = Field(ge=0, description="those cut at the token limit")
+
+
 class Verdict(_Strict):
     """The task-reward regime against the best label-free one; the choice of that one is repeated inside the bootstrap."""
 
@@ -186,6 +202,12 @@ class Verdict(_Strict):
         description="share of bootstrap replicates in which each rival was the chosen one"
     )
     level: Share = Field(description="level of the interval of `gain`")
+    comparable: bool = Field(
+        default=True,
+        description=f"false where fewer than {LEAST_SOLVED} problems are solved by any model at all: no figure of the file then "
+        "says which model is better, and `sentence` begins with `nothing to compare` and gives the reason",
+    )
+    answers: Answers | None = Field(default=None, description="the counts that this is decided on")
 
 
 class Results(_Strict):
@@ -258,6 +280,7 @@ def schema_markdown() -> str:
         Counts,
         Stability,
         Verdict,
+        Answers,
         Figure,
     ):
         inherited = {name for base in model.__mro__[1:] for name in getattr(base, "__annotations__", {})}

@@ -7,6 +7,7 @@ both sides of a difference; the figure's note counts them.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,6 +28,7 @@ from bsharp.statistics.samples import (
     noted,
     undefined,
 )
+from bsharp.statistics.verdict import LEAST_SOLVED
 
 __all__ = ["accuracy_difference", "summarize", "summarize_figures"]
 
@@ -48,7 +50,6 @@ _OVERALL: tuple[tuple[str, str, Bounds | None], ...] = (
     ("truncated", "fraction", SHARE),
     ("unparseable", "fraction", SHARE),
     ("ungraded", "fraction", SHARE),
-    ("distinct_answers", "answers", None),
 )
 
 
@@ -99,6 +100,7 @@ def summarize_figures(
         "maj_at_k_delta": {str(k): _delta(ours, base, f"maj@{k}", everything) for k in ks},
         "entropy": _entropy(ours, base).as_json(),
         "corr_reward_base_logprob": _correlation(ours, base).as_json(),
+        "distinct_answers": _figure(ours, base, "distinct_answers", everything, "answers", (0.0, ours.samples)),
     }
     for key, unit, bounds in _OVERALL:
         summary[key] = _figure(ours, base, key, everything, unit, bounds)
@@ -223,8 +225,11 @@ def _interval(
     replicates: int | None = None,
     share_difference: bool = False,
 ) -> Estimate:
-    """Mean and interval of `values` (S, P) or (P,) at `places`, without the problems that have no value."""
-    return mean_where_defined(
+    """Mean and interval of `values` (S, P) or (P,) at `places`, without the problems that have no value.
+
+    A difference of shares that rests on fewer than `LEAST_SOLVED` problems has no direction: its interval then holds 0.
+    """
+    found = mean_where_defined(
         values[..., places],
         key,
         [ours.families[place] for place in places],
@@ -234,6 +239,11 @@ def _interval(
         share_difference=share_difference,
         replicates=replicates or REPLICATES,
     )
+    changed = np.atleast_2d(np.nan_to_num(values[..., places])).any(axis=0).sum()
+    if not share_difference or changed >= LEAST_SOLVED or not found.excludes_zero():
+        return found
+    held = dataclasses.replace(found, low=min(found.low, 0.0), high=max(found.high, 0.0))
+    return noted(held, f"fewer than {LEAST_SOLVED} problems changed: too few to tell a direction")
 
 
 def _correlation(ours: ProblemFigures, base: ProblemFigures | None) -> Estimate:

@@ -5,7 +5,7 @@ from bsharp.experiment.diagnose import DIAGNOSTICS, Diagnostic, DiagnosticsFaile
 from bsharp.experiment.forecast import forecast_model, forecast_records
 from bsharp.experiment.jobs import Event, Job, JobFailed
 from bsharp.experiment.run import evaluate_model, train
-from bsharp.experiment.setup import Workbench, build_workbench, decoder_for, load_tasks, regimes_of
+from bsharp.experiment.setup import Workbench, build_workbench, load_tasks, own_problems_only, regimes_of, workbench_of
 from bsharp.experiment.theory import check_theory, theory_page, world_of_problem
 from bsharp.experiment.tune import LEARNING_RATE_GRID, tune
 
@@ -21,16 +21,17 @@ __all__ = [
     "build_workbench",
     "check_theory",
     "compare",
-    "decoder_for",
     "diagnose",
     "evaluate_model",
     "forecast_model",
     "forecast_records",
     "load_tasks",
+    "own_problems_only",
     "regimes_of",
     "theory_page",
     "train",
     "tune",
+    "workbench_of",
     "world_of_problem",
     "write_results",
 ]

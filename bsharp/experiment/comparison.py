@@ -23,10 +23,10 @@ from bsharp.experiment.diagnose import CHEAP, DiagnosticsFailed, diagnose
 from bsharp.experiment.jobs import Event, Job, is_complete, run_jobs
 from bsharp.experiment.live_report import REFRESH_SECONDS, LiveReport
 from bsharp.experiment.run import check_same_run
-from bsharp.experiment.setup import BASE, build_workbench, check_comparable, check_runnable, objective_of, regimes_of
-from bsharp.experiment.workers import available_cores
+from bsharp.experiment.setup import BASE, check_comparable, check_runnable, objective_of, regimes_of, workbench_of
+from bsharp.experiment.workers import default_workers
 from bsharp.reporting import results_markdown
-from bsharp.runlog import RunDirectory, manifest
+from bsharp.runlog import RunDirectory
 
 __all__ = ["compare", "plan_jobs"]
 
@@ -48,15 +48,15 @@ def compare(
     """
     regimes = regimes_of(config)
     config = dataclasses.replace(
-        config, workers=config.workers or available_cores(), learning_rates=learning_rates_of(config)
+        config, workers=config.workers or default_workers(config.device), learning_rates=learning_rates_of(config)
     )
     jobs = plan_jobs(config, regimes, Path(out))
-    bench = build_workbench(config.model, config.tasks, config.difficulties, config.device)
+    bench = workbench_of(config)
     check_comparable(config, bench)
     for job in jobs:
         check_runnable(job.config, bench)
     run = RunDirectory(out)
-    check_same_run(run, comparable_config(config), manifest(bench.base_hash))
+    check_same_run(run, comparable_config(config), bench.manifest())
     del bench
     todo = [job for job in jobs if not is_complete(job)]
     if on_start:
@@ -116,12 +116,13 @@ def plan_jobs(config: CompareConfig, regimes: Mapping[str, Objective], out: Path
     specs = dict(zip(regimes, config.regimes, strict=True))
     samples, evaluation = config.final_validation_samples, config.evaluation
     base = train_config(config, "task_reward", "task_reward", config.seeds[0])
-    jobs = [Job(BASE, str(out / BASE), base, False, samples, evaluation)]
+    tasks = config.evaluation_tasks
+    jobs = [Job(BASE, str(out / BASE), base, False, samples, evaluation, tasks)]
     for seed in config.seeds:
         for name, spec in specs.items():
             folder = out / name / f"seed_{seed}"
             run = train_config(config, name, spec, seed)
-            jobs.append(Job(f"{name}/seed_{seed}", str(folder), run, True, samples, evaluation))
+            jobs.append(Job(f"{name}/seed_{seed}", str(folder), run, True, samples, evaluation, tasks))
     return jobs
 
 
@@ -131,6 +132,9 @@ def train_config(config: CompareConfig, name: str, spec: str, seed: int) -> Trai
     return TrainConfig(
         model=config.model,
         tasks=config.tasks,
+        problems=config.problems,
+        chat=config.chat,
+        weights=config.weights,
         difficulties=config.difficulties,
         objective=spec,
         seed=seed,

@@ -17,7 +17,7 @@ from bsharp.diagnostics.alignment import alignment_point
 from bsharp.diagnostics.calibration import calibration
 from bsharp.diagnostics.drift import drift
 from bsharp.diagnostics.gained_lost import gained_lost
-from bsharp.diagnostics.mistakes import mistake_table
+from bsharp.diagnostics.mistakes import has_typed_mistakes, mistake_table
 from bsharp.diagnostics.sensitivity import sensitivity_table
 from bsharp.evaluation import problem_set
 from bsharp.experiment.finished import (
@@ -25,12 +25,12 @@ from bsharp.experiment.finished import (
     base_gradients,
     in_worker,
     open_comparison,
+    start_of,
     training_rollouts,
 )
 from bsharp.experiment.setup import BASE, regimes_of
 from bsharp.experiment.surface import surface_of
-from bsharp.experiment.workers import Workers, available_cores
-from bsharp.models.loading import load_language_model
+from bsharp.experiment.workers import Workers, default_workers
 from bsharp.runlog import RunDirectory, code_hash
 
 __all__ = ["CHEAP", "DIAGNOSTICS", "Diagnostic", "DiagnosticsFailed", "diagnose"]
@@ -99,7 +99,8 @@ def diagnose(
     failures: dict[str, Exception] = {}
     # Threads only wait here: the work is done by the processes, and one diagnostic's last piece need not hold up the next.
     # The processes end first: after an interruption the threads then have nothing left to wait for.
-    with ThreadPoolExecutor(len(only) or 1) as threads, Workers(settings.workers or available_cores()) as workers:
+    count = settings.workers or default_workers(comparison.config.device)
+    with ThreadPoolExecutor(len(only) or 1) as threads, Workers(count) as workers:
         futures = {name: threads.submit(make, name, workers) for name in only}
         for name, future in futures.items():
             try:
@@ -173,12 +174,12 @@ def _alignment_checkpoints(comparison: Comparison, trained: bool) -> list[str]:
 
 def _alignment_piece(path: str, settings: DiagnoseConfig, checkpoint: str) -> dict[str, Any]:
     comparison, bench = in_worker(path)
-    policy, step = bench.base, 0
-    if checkpoint != BASE:
+    if checkpoint == BASE:
+        policy, step = start_of(comparison, bench), 0
+    else:
         folder = comparison.run.path / checkpoint
-        policy = load_language_model(str(folder / "last"), device=comparison.config.device)
-        step = RunDirectory(folder).read_json("complete.json")["last_step"]
-    policy.model.requires_grad_(True)
+        policy, step = comparison.load_policy(folder), RunDirectory(folder).read_json("complete.json")["last_step"]
+        policy.model.requires_grad_(True)
     return alignment_point(
         policy,
         bench.base,
@@ -202,12 +203,15 @@ def _mistakes(
 
 def _mistakes_piece(path: str, settings: DiagnoseConfig) -> dict[str, Any]:
     comparison, bench = in_worker(path)
-    gradients = base_gradients(comparison, bench, settings)
+    vectors = {}
+    if has_typed_mistakes(bench.tasks):
+        gradients = base_gradients(comparison, bench, settings)
+        vectors = {name: gradients.vector(name) for name in gradients.names}
     return mistake_table(
-        bench.base,
+        start_of(comparison, bench),
         comparison.policies(),
         bench.tasks,
-        {name: gradients.vector(name) for name in gradients.names},
+        vectors,
         problems_per_family=settings.mistake_problems,
         seed=settings.seed,
         microbatch_rows=comparison.config.microbatch_rows,
@@ -232,14 +236,15 @@ def _sensitivity_piece(path: str, settings: DiagnoseConfig) -> dict[str, Any]:
     return sensitivity_table(
         bench.base,
         comparison.policies(),
-        bench.tasks,
+        bench.evaluation_tasks,
         bench.rewards,
-        problems=problem_set(list(bench.tasks.values()), wanted),
+        problems=problem_set(list(bench.evaluation_tasks.values()), wanted),
         samples=settings.sensitivity_samples,
         seed=settings.seed,
         max_new_tokens=comparison.config.evaluation.max_new_tokens,
         fixed_length=sampling.fixed_length,
         max_rows=sampling.max_rows,
+        backend=sampling.backend,
     )
 
 

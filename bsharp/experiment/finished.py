@@ -11,14 +11,15 @@ from typing import Any
 from bsharp.config import CompareConfig, ConfigError, DiagnoseConfig, EvaluationConfig, build_config
 from bsharp.diagnostics.objective_gradients import ObjectiveGradients, objective_gradients
 from bsharp.evaluation import problem_set
-from bsharp.experiment.setup import BASE, Workbench, build_workbench, decoder_for, regimes_of, set_threads
-from bsharp.generation import SamplingParams
+from bsharp.experiment.setup import BASE, Workbench, regimes_of, set_threads, workbench_of
+from bsharp.generation import SamplingParams, generator_for
+from bsharp.models.adapters import make_policy
 from bsharp.models.loading import LanguageModel, load_language_model
 from bsharp.rollouts import RolloutBatch, build_batch, collect_rollouts
 from bsharp.runlog import RunDirectory
 from bsharp.seeding import stream_seed
 
-__all__ = ["Comparison", "base_gradients", "in_worker", "open_comparison", "training_rollouts"]
+__all__ = ["Comparison", "base_gradients", "in_worker", "open_comparison", "start_of", "training_rollouts"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +40,15 @@ class Comparison:
             for name in regimes_of(self.config)
         }
 
+    def load_policy(self, folder: Path) -> LanguageModel:
+        """The last checkpoint of the run in `folder`, in the precision it was trained in."""
+        config = self.config
+        return load_language_model(str(folder / "last"), config.weights.dtype, config.device, config.chat)
+
     def policies(self) -> dict[str, list[Callable[[], LanguageModel]]]:
         """Loaders of the last checkpoints, by regime and seed."""
         return {
-            name: [
-                partial(load_language_model, str(self.folder(name, seed) / "last"), device=self.config.device)
-                for seed in self.config.seeds
-            ]
+            name: [partial(self.load_policy, self.folder(name, seed)) for seed in self.config.seeds]
             for name in regimes_of(self.config)
         }
 
@@ -69,7 +72,7 @@ def in_worker(path: str) -> tuple[Comparison, Workbench]:
     set_threads(1)
     comparison = open_comparison(path)
     config = comparison.config
-    bench = build_workbench(config.model, config.tasks, config.difficulties, config.device)
+    bench = workbench_of(config)
     bound = comparison.run.read_json("manifest.json")["identity"]["base_weights"]
     if bench.base_hash != bound:
         raise ConfigError(
@@ -85,7 +88,7 @@ def training_rollouts(
     sampling = comparison.config.sampling
     wanted = EvaluationConfig(problems=settings.alignment_problems, split="train", seed=settings.seed)
     groups = collect_rollouts(
-        decoder_for(policy, sampling.max_rows),
+        generator_for(policy, sampling.max_rows, sampling.backend),
         policy,
         bench.tasks,
         bench.rewards,
@@ -98,13 +101,26 @@ def training_rollouts(
     return build_batch(groups, policy.pad_token_id)
 
 
+def start_of(comparison: Comparison, bench: Workbench) -> LanguageModel:
+    """The policy as training starts it, equal to the base: what gradients at the base are over.
+
+    The base itself, all of whose weights train; where it is not that model (adapters, a base on another device), a policy made
+    from it.
+    """
+    weights = comparison.config.weights
+    if weights.lora_rank is not None or weights.base_device is not None or weights.offload_base:
+        return make_policy(bench.base, weights, comparison.config.seeds[0])
+    bench.base.model.requires_grad_(True)
+    return bench.base
+
+
 def base_gradients(comparison: Comparison, bench: Workbench, settings: DiagnoseConfig) -> ObjectiveGradients:
     """The gradients of all regimes at the base, on the batch of the alignment."""
-    bench.base.model.requires_grad_(True)
+    start = start_of(comparison, bench)
     return objective_gradients(
+        start,
         bench.base,
-        bench.base,
-        training_rollouts(comparison, bench, settings, bench.base),
+        training_rollouts(comparison, bench, settings, start),
         regimes_of(comparison.config),
         comparison.config.algorithm,
         comparison.config.sampling,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from bsharp.config import ConfigError, EvaluationConfig, ForecastConfig, as_dict
+from bsharp.config import ChatConfig, ConfigError, EvaluationConfig, ForecastConfig, ProblemsConfig, as_dict
 from bsharp.diagnostics.forecast import NumberedRecord, forecast
 from bsharp.experiment.run import evaluate_model
 from bsharp.experiment.setup import objective_of
@@ -28,6 +28,10 @@ def forecast_model(
     threads: int = 1,
     device: str = "cpu",
     on_progress: Callable[[int, int], None] | None = None,
+    *,
+    problems: ProblemsConfig = ProblemsConfig(),
+    chat: ChatConfig = ChatConfig(),
+    dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> dict[str, Any]:
     """Sample the base `model` on problems of `settings.split` and forecast every regime from the samples alone.
 
@@ -48,7 +52,19 @@ def forecast_model(
     )
     folder = RunDirectory(out)
     records = evaluate_model(
-        model, tasks, evaluation, folder.path, None, difficulties, threads, device, on_progress, reuse=True
+        model,
+        tasks,
+        evaluation,
+        folder.path,
+        None,
+        difficulties,
+        threads,
+        device,
+        on_progress,
+        reuse=True,
+        problems=problems,
+        chat=chat,
+        dtype=dtype,
     )
     source = {"model": model, "records": None, "tasks": list(tasks), "split": settings.split}
     return _write(folder, records, settings, source)

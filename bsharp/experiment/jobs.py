@@ -15,9 +15,10 @@ from typing import Any
 from bsharp.config import ConfigError, EvaluationConfig, TrainConfig, as_dict
 from bsharp.evaluation import evaluate
 from bsharp.experiment.run import Record, train, validation_config
-from bsharp.experiment.setup import Workbench, build_workbench, decoder_for, set_threads
+from bsharp.experiment.setup import Workbench, set_threads, workbench_of
+from bsharp.generation import generator_for
 from bsharp.models.loading import LanguageModel, load_language_model
-from bsharp.runlog import RunDirectory, manifest
+from bsharp.runlog import RunDirectory
 from bsharp.training import latest_checkpoint
 
 __all__ = ["Event", "Job", "JobFailed", "is_complete", "run_jobs"]
@@ -33,6 +34,7 @@ class Job:
     trains: bool
     final_validation_samples: int
     evaluation: EvaluationConfig | None  # None: no test problem is touched (tuning)
+    evaluation_tasks: tuple[str, ...] = ()  # where they are not those trained on
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def _run_job(job: Job) -> None:
         return
     config = job.config
     set_threads(config.threads)
-    bench = build_workbench(config.model, config.tasks, config.difficulties, config.device)
+    bench = workbench_of(config, job.evaluation_tasks)
     best_step, stopped, last_step = None, None, 0
     policy = bench.base
     if job.trains:
@@ -146,14 +148,14 @@ def _run_job(job: Job) -> None:
             _events.put(Event(job.name, "training", last_step, config.steps, warning=told))
     else:
         run.write_json("config.json", as_dict(config))
-        run.write_json("manifest.json", manifest(bench.base_hash))
+        run.write_json("manifest.json", bench.manifest())
     summary: dict[str, Any] = {"last_step": last_step, "best_step": best_step, "stopped": stopped}
     validation = validation_config(config, job.final_validation_samples)
     run.write_rows("validation_last.jsonl", _records(job, bench, policy, validation, last_step, quiet=True))
     if job.evaluation is not None:
         run.write_rows("records_last.jsonl", _records(job, bench, policy, job.evaluation, last_step))
         if best_step is not None and best_step != last_step:
-            best = load_language_model(str(run.path / "best"), device=config.device)
+            best = load_language_model(str(run.path / "best"), config.weights.dtype, config.device, config.chat)
             run.write_rows("records_best.jsonl", _records(job, bench, best, job.evaluation, best_step, "best"))
     run.write_json("complete.json", summary | {"seconds": time.perf_counter() - started})
     _events.put(Event(job.name, "complete", 1, 1))
@@ -175,9 +177,9 @@ def _records(
     is_base = policy is bench.base
     return evaluate(
         policy,
-        decoder_for(policy, config.max_rows, policy_version=step),
+        generator_for(policy, config.max_rows, config.backend, policy_version=step),
         None if is_base else bench.base,
-        list(bench.tasks.values()),
+        list((bench.evaluation_tasks if config.split == "test" else bench.tasks).values()),
         bench.rewards,
         config,
         on_progress,

@@ -5,9 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from bsharp.config import ConfigError, EvaluationConfig, TrainConfig, as_dict
+from bsharp.config import (
+    ChatConfig,
+    ConfigError,
+    EvaluationConfig,
+    ProblemsConfig,
+    TrainConfig,
+    WeightsConfig,
+    as_dict,
+)
 from bsharp.evaluation import evaluate
 from bsharp.experiment.monitors import alarms_for, probe_for
 from bsharp.experiment.setup import (
@@ -15,12 +23,14 @@ from bsharp.experiment.setup import (
     build_workbench,
     check_evaluation,
     check_runnable,
-    decoder_for,
     objective_of,
     set_threads,
+    workbench_of,
 )
-from bsharp.models.loading import LanguageModel, clone_model, load_language_model, weights_hash
-from bsharp.runlog import RunDirectory, differences, manifest
+from bsharp.generation import generator_for
+from bsharp.models.adapters import make_policy
+from bsharp.models.loading import LanguageModel, load_language_model, weights_hash
+from bsharp.runlog import RunDirectory, differences
 from bsharp.training import Progress, Watcher, train_policy
 
 __all__ = ["check_same_run", "evaluate_model", "train", "validation_config", "validation_metrics"]
@@ -41,14 +51,13 @@ def train(
     different one it is left alone, and ConfigError shows the difference. `on_alarm` is told the sentence of every alarm.
     """
     set_threads(config.threads)
-    bench = workbench or build_workbench(config.model, config.tasks, config.difficulties, config.device)
+    bench = workbench or workbench_of(config)
     check_runnable(config, bench)
     objective = objective_of(config.objective)
     run = RunDirectory(out)
-    check_same_run(run, as_dict(config), manifest(bench.base_hash))
-    policy = clone_model(bench.base)
-    policy.model.requires_grad_(True)
-    generator = decoder_for(policy, config.sampling.max_rows)
+    check_same_run(run, as_dict(config), bench.manifest())
+    policy = make_policy(bench.base, config.weights, config.seed)
+    generator = generator_for(policy, config.sampling.max_rows, config.sampling.backend)
 
     def validate(model: LanguageModel, step: int) -> Mapping[str, float]:
         check = validation_config(config, config.validation.samples)
@@ -91,6 +100,10 @@ def evaluate_model(
     device: str = "cpu",
     on_progress: Callable[[int, int], None] | None = None,
     reuse: bool = False,
+    *,
+    problems: ProblemsConfig = ProblemsConfig(),
+    chat: ChatConfig = ChatConfig(),
+    dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> list[Record]:
     """Records of `model` on `tasks`, also written to `out`/records.jsonl with config and manifest.
 
@@ -99,23 +112,25 @@ def evaluate_model(
     ConfigError where the base has another vocabulary than the model.
     """
     set_threads(threads)
-    bench = build_workbench(base or model, tasks, difficulties, device)
+    weights = WeightsConfig(dtype=dtype)
+    bench = build_workbench(base or model, tasks, difficulties, device, problems=problems, chat=chat, weights=weights)
     check_evaluation(config, bench)
-    policy = bench.base if base is None else load_language_model(model, device=device)
+    policy = bench.base if base is None else load_language_model(model, dtype, device, chat)
     if policy.tokenizer.get_vocab() != bench.base.tokenizer.get_vocab():
         raise ConfigError(
             f"model = {model!r} and base = {base!r} have different vocabularies, so no log-probability can be compared; "
             "name the base the model was tuned from"
         )
     run = RunDirectory(out)
-    settings = {"model": model, "base": base, "tasks": list(tasks), "difficulties": list(difficulties)}
-    ours = manifest(bench.base_hash, policy_weights=weights_hash(policy.model))
+    settings: dict[str, Any] = {"model": model, "base": base, "tasks": list(tasks), "difficulties": list(difficulties)}
+    settings |= {"problems": as_dict(problems), "chat": as_dict(chat), "dtype": dtype}
+    ours = bench.manifest(policy_weights=weights_hash(policy.model))
     check_same_run(run, settings | {"evaluation": as_dict(config)}, ours)
     if reuse and (records := list(run.rows("records.jsonl"))):  # replaced in one step: there as a whole or not at all
         return records
     records = evaluate(
         policy,
-        decoder_for(policy, config.max_rows),
+        generator_for(policy, config.max_rows, config.backend),
         None if base is None else bench.base,
         list(bench.tasks.values()),
         bench.rewards,
@@ -165,4 +180,5 @@ def validation_config(config: TrainConfig, samples: int) -> EvaluationConfig:
         greedy=False,
         split="validation",
         max_rows=config.sampling.max_rows,
+        backend=config.sampling.backend,
     )

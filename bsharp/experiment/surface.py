@@ -12,13 +12,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bsharp.config import DiagnoseConfig, EvaluationConfig
-from bsharp.diagnostics.surface import RunPath, SurfacePlan, assemble_surface, plan_surface
+from bsharp.diagnostics.surface import RunPath, SurfacePlan, assemble_surface, no_surface, plan_surface
 from bsharp.diagnostics.surface_points import Point, PointValues, SurfaceSampling, evaluate_points
 from bsharp.evaluation import problem_set
 from bsharp.experiment.finished import Comparison, base_gradients, in_worker
 from bsharp.experiment.setup import Workbench, regimes_of
 from bsharp.experiment.workers import Workers
-from bsharp.models.loading import load_language_model
 from bsharp.models.weights import flat_weights, load_difference
 from bsharp.types import Problem
 
@@ -36,6 +35,8 @@ def surface_of(
     The planes are spanned by the first label-free regime and the first with labels (else by the first two), at the last
     checkpoint of the first seed.
     """
+    if note := no_surface(comparison.config.weights):
+        return {"planes": [], "lines": [], "note": note}
     path = str(comparison.run.path)
     if report:
         report(0, 1)
@@ -70,7 +71,7 @@ def _directions(
     origin = flat_weights(bench.base.model)
     directions: dict[str, Tensor] = {}
     for name in names:
-        trained = load_language_model(str(comparison.folder(name, seed) / "last"), device=comparison.config.device)
+        trained = comparison.load_policy(comparison.folder(name, seed))
         directions[name] = flat_weights(trained.model) - origin
     if len(names) < 2:
         return directions, names, None
@@ -151,4 +152,5 @@ def _sampling(comparison: Comparison, settings: DiagnoseConfig) -> SurfaceSampli
         temperature=sampling.temperature,
         fixed_length=sampling.fixed_length,
         max_rows=sampling.max_rows,
+        backend=sampling.backend,
     )

@@ -11,9 +11,9 @@ from bsharp.config import CompareConfig, WatchConfig
 from bsharp.experiment.comparison import comparable_config, plan_jobs
 from bsharp.experiment.jobs import Event, Job, is_complete, run_jobs
 from bsharp.experiment.run import check_same_run, validation_metrics
-from bsharp.experiment.setup import build_workbench, check_runnable, regimes_of
-from bsharp.experiment.workers import available_cores
-from bsharp.runlog import RunDirectory, manifest
+from bsharp.experiment.setup import check_runnable, regimes_of, workbench_of
+from bsharp.experiment.workers import default_workers
+from bsharp.runlog import RunDirectory
 
 __all__ = ["LEARNING_RATE_GRID", "tune"]
 
@@ -34,8 +34,8 @@ def tune(
     at which no seed was stopped (null where every rate was); `common` the rate with the highest mean over all regimes.
     """
     regimes = regimes_of(config)
-    config = dataclasses.replace(config, workers=config.workers or available_cores(), learning_rates={})
-    bench = build_workbench(config.model, config.tasks, config.difficulties, config.device)
+    config = dataclasses.replace(config, workers=config.workers or default_workers(config.device), learning_rates={})
+    bench = workbench_of(config)
     jobs: list[Job] = []
     for rate in grid:
         at_rate = dataclasses.replace(config, learning_rates=dict.fromkeys(regimes, rate))
@@ -52,7 +52,7 @@ def tune(
     for job in jobs:
         check_runnable(job.config, bench)
     run = RunDirectory(out)
-    check_same_run(run, comparable_config(config) | {"learning_rate_grid": list(grid)}, manifest(bench.base_hash))
+    check_same_run(run, comparable_config(config) | {"learning_rate_grid": list(grid)}, bench.manifest())
     del bench
     todo = [job for job in jobs if not is_complete(job)]
     if on_start:

@@ -10,7 +10,7 @@ from multiprocessing import get_context
 from types import TracebackType
 from typing import Any, TypeVar
 
-__all__ = ["Workers", "available_cores"]
+__all__ = ["Workers", "available_cores", "default_workers"]
 
 T = TypeVar("T")
 
@@ -18,6 +18,11 @@ T = TypeVar("T")
 def available_cores() -> int:
     """CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_workers(device: str) -> int:
+    """One per CPU core, or a single one on an accelerator, which has room for one base and its policy at a time."""
+    return available_cores() if device == "cpu" else 1
 
 
 class Workers:

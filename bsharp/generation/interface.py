@@ -1,4 +1,17 @@
-"""What every generator takes and gives. The built-in one is `Decoder`; others need the three members of `Generator`."""
+"""What every generator takes and gives: `Decoder` and `TransformersGenerator` here, others behind the same three members.
+
+A further backend (an inference engine in another process, vLLM, …) must return, for each request in order, exactly
+num_samples completions with
+- the token ids as they were drawn, the EOS id included and nothing behind it: text is never tokenised again;
+- one log-probability a token, in nats, of the distribution it was drawn from: after temperature, top_k, top_p and
+  fixed_length. An engine that reports those of the raw logits must be told to report processed ones;
+- EOS as the finish reason where one of *all* EOS ids of the model came, else LENGTH, and the policy version of the
+  weights that drew them.
+It ignores the model's own generation_config, and takes its randomness from the request's seed, so that equal calls give
+equal samples; bit for bit the same tokens as the decoder it need not give. Its kernels round differently, so its
+log-probabilities differ from the trainer's: the mismatch is logged in every run, and truncated importance sampling
+(`algorithm.importance_cap`) weighs each token by the trainer's over the sampler's probability, capped.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +90,10 @@ class SamplingParams:
 
 
 class Generator(Protocol):
-    """Draws completions from a policy. Implementations may live in another process or on another device."""
+    """Draws completions from a policy. Implementations may live in another process or on another device.
+
+    What a completion must hold is in the docstring of this module.
+    """
 
     @property
     def policy_version(self) -> int:

@@ -13,6 +13,9 @@ from bsharp.generation.interface import LogitsError, SamplingParams
 
 __all__ = ["choose_tokens", "request_uniforms"]
 
+ENTRIES_AT_ONCE = 2**25
+"""Logits turned into probabilities at once: rows of a large vocabulary are taken in parts, in at most 1 GB of memory."""
+
 
 def request_uniforms(seed: int, num_samples: int, max_new_tokens: int) -> np.ndarray:
     """Uniforms in [0, 1) of one request, (num_samples, max_new_tokens) float64: one per row and step.
@@ -29,8 +32,22 @@ def choose_tokens(
 
     With weights w = exp(z/τ − max z/τ) in fp32 and their running sum C in fp64, the token is the first one with
     C > u·C_V, and its log-probability is log w − log C_V. Ties of the greedy choice go to the lowest id.
-    Raises ValueError where a row has no usable distribution (NaN or +∞ logits, every token masked).
+    Rows are independent of each other. Raises ValueError where a row has no usable distribution (NaN or +∞ logits, every
+    token masked).
     """
+    rows = max(ENTRIES_AT_ONCE // logits.shape[-1], 1)
+    if len(logits) <= rows:
+        return _choose(logits, uniforms, params, eos_token_ids)
+    parts = [
+        _choose(*part, params, eos_token_ids)
+        for part in zip(torch.split(logits, rows), torch.split(uniforms, rows), strict=True)
+    ]
+    return torch.cat([tokens for tokens, _ in parts]), torch.cat([logprobs for _, logprobs in parts])
+
+
+def _choose(
+    logits: Float[Tensor, "B V"], uniforms: Float[Tensor, " B"], params: SamplingParams, eos_token_ids: Sequence[int]
+) -> tuple[Int[Tensor, " B"], Float[Tensor, " B"]]:
     scaled = logits.float()
     if params.fixed_length:
         scaled = scaled.index_fill(-1, torch.tensor(list(eos_token_ids), device=logits.device), -torch.inf)

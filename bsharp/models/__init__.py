@@ -1,5 +1,6 @@
-"""Causal language models: loading, teacher-forced log-probabilities, the value head, the tiny base."""
+"""Causal language models: loading, adapters, chat templates, teacher-forced log-probabilities, the value head, the tiny base."""
 
+from bsharp.models.adapters import make_policy, prepare_base
 from bsharp.models.loading import (
     LanguageModel,
     clone_model,
@@ -17,6 +18,8 @@ __all__ = [
     "clone_model",
     "forward_responses",
     "load_language_model",
+    "make_policy",
+    "prepare_base",
     "response_logprobs",
     "save_language_model",
     "weights_hash",

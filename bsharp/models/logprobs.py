@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,12 +13,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from bsharp.masking import gather_token_logprobs
+from bsharp.models.head import CHUNK_BYTES, LinearHead, chunked_logprobs, inner_model, linear_head
 from bsharp.models.loading import LanguageModel
 
 __all__ = ["ForwardResult", "forward_responses", "response_logprobs", "scoring_microbatches"]
 
 PROMPTS_PER_BLOCK = 8
 """Prompts whose responses are sorted by length together: few enough to be run again in each of their micro-batches."""
+WHOLE_LOGITS_BYTES = 2**28
+"""Logits of one pass, rows × tokens × vocabulary in float32, that may be held whole. A step holds them about five times; below
+1.3 GB there is little to save, and small models keep the shorter path."""
 
 
 @dataclass(frozen=True)
@@ -42,130 +46,221 @@ def forward_responses(
     with_hidden: bool = False,
     with_logits: bool = False,
     share_prompts: bool = True,
+    whole_logits: bool = False,
 ) -> ForwardResult:
     """log π(y_t | x, y_<t) for every response token, differentiable, from one pass over prompts and responses.
 
     With `share_prompts` a prompt that several rows have in common is run once and its keys and values are dealt to
     them, through the model's own cache: the same sums, and the gradient flows through the cache. Without, each row is
-    run whole. `fixed_length` masks every EOS id out of the distribution and renormalises, as the sampler does.
-    Raises ValueError for an empty prompt.
+    run whole; so it is where the cache cannot be dealt (see `_can_share`). `fixed_length` masks every EOS id out of the
+    distribution and renormalises, as the sampler does.
+
+    Logits larger than WHOLE_LOGITS_BYTES are never held: response tokens go through the output layer in chunks
+    (`chunked_logprobs`). They are held in any case `with_logits`, with `whole_logits`, inside torch.func's transformations and
+    for models whose logits are not a linear layer of the last hidden state.
+
+    Log-probabilities and entropy are in float32, in float64 for a float64 model. Raises ValueError for an empty prompt.
     """
     if min((len(prompt) for prompt in prompt_token_ids), default=1) < 1:
         raise ValueError("every prompt needs at least one token, got an empty one; add a BOS token or prompt text")
-    distinct = {tuple(prompt): None for prompt in prompt_token_ids}
-    shared = share_prompts and len(distinct) < len(prompt_token_ids)
-    run = _run_shared if shared else _run_rows
-    raw_logits, hidden = run(language_model, prompt_token_ids, response_token_ids, response_mask, with_hidden)
+    with language_model.ready():
+        head = None
+        if not (with_logits or whole_logits) and _logit_bytes(language_model, response_mask) > WHOLE_LOGITS_BYTES:
+            # A derivative of functions of tensors (jvp, vmap) is not one that the chunks know how to take.
+            head = None if torch._C._are_functorch_transforms_active() else linear_head(language_model.model)
+        shared = share_prompts and len({tuple(prompt) for prompt in prompt_token_ids}) < len(prompt_token_ids)
+        run = _run_shared if shared and _can_share(language_model) else _run_rows
+        network = _Network(language_model, head, with_hidden)
+        raw_logits, hidden = run(network, prompt_token_ids, response_token_ids, response_mask)
+        eos = language_model.eos_token_ids if fixed_length else ()
+        if raw_logits is None:
+            assert head is not None
+            assert hidden is not None
+            result = _from_hidden(head, hidden, response_token_ids, response_mask, temperature, eos, with_entropy)
+        else:
+            result = _from_logits(raw_logits, response_token_ids, response_mask, temperature, eos, with_entropy)
+    return replace(result, hidden=hidden if with_hidden else None, logits=result.logits if with_logits else None)
+
+
+def _from_logits(
+    raw_logits: Float[Tensor, "B T V"],
+    token_ids: Int[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    temperature: float,
+    masked_token_ids: Sequence[int],
+    with_entropy: bool,
+) -> ForwardResult:
     device = raw_logits.device
     logits = (raw_logits if raw_logits.dtype == torch.float64 else raw_logits.float()) / temperature
-    if fixed_length:
-        logits = logits.index_fill(-1, torch.tensor(language_model.eos_token_ids, device=device), -torch.inf)
+    if masked_token_ids:
+        logits = logits.index_fill(-1, torch.tensor(masked_token_ids, device=device), -torch.inf)
     # Tokens outside the mask are replaced by a token that is never masked out, so that no infinity enters a gradient.
     safe = logits.detach().argmax(-1)
-    targets = torch.where(response_mask.to(device), response_token_ids.to(device), safe)
+    targets = torch.where(mask.to(device), token_ids.to(device), safe)
     entropy = None
     if with_entropy:
         logprobs = logits.detach().log_softmax(-1)
         entropy = -(logprobs.exp() * logprobs.clamp(min=torch.finfo(logprobs.dtype).min)).sum(-1)
-    return ForwardResult(
-        token_logprobs=gather_token_logprobs(logits, targets),
-        entropy=entropy,
-        hidden=hidden,
-        logits=logits if with_logits else None,
+    return ForwardResult(gather_token_logprobs(logits, targets), entropy, hidden=None, logits=logits)
+
+
+def _from_hidden(
+    head: LinearHead,
+    hidden: Float[Tensor, "B T D"],
+    token_ids: Int[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    temperature: float,
+    masked_token_ids: Sequence[int],
+    with_entropy: bool,
+) -> ForwardResult:
+    """Only the tokens of the responses go through the output layer; the others get 0."""
+    # Looked for where the mask is: on a GPU it would have to be waited for.
+    places = mask.reshape(-1).nonzero().squeeze(-1).to(hidden.device)
+    values = chunked_logprobs(
+        hidden.flatten(0, 1).index_select(0, places),
+        head.output.weight,
+        head.output.bias,
+        token_ids.to(hidden.device).reshape(-1).index_select(0, places),
+        temperature,
+        masked_token_ids,
+        with_entropy,
+        CHUNK_BYTES,
     )
+    logprobs, entropy = (
+        None if v is None else v.new_zeros(mask.numel()).index_copy(0, places, v).view(mask.shape) for v in values
+    )
+    assert logprobs is not None
+    return ForwardResult(logprobs, entropy, hidden=None)
+
+
+@dataclass(frozen=True)
+class _Network:
+    """The whole model, which gives logits, or its backbone alone, which gives hidden states for the output layer."""
+
+    language_model: LanguageModel
+    head: LinearHead | None
+    with_hidden: bool
+
+    def __call__(
+        self,
+        token_ids: Int[Tensor, "B W"],
+        attention_mask: Int[Tensor, "B W"],
+        positions: Int[Tensor, "B W"] | None = None,
+        keep: int | None = None,
+        **cache: Any,
+    ) -> _Outputs:
+        """`keep` asks for logits of the last places only, where the model can do that; hidden states are always whole."""
+        accepted = _accepted(type(inner_model(self.language_model.model)).forward)
+        device = self.language_model.device
+        inputs = {"input_ids": token_ids.to(device), "attention_mask": attention_mask.to(device), **cache}
+        # A model with relative positions takes no position_ids.
+        if positions is not None and "position_ids" in accepted:
+            inputs["position_ids"] = positions.to(device)
+        if self.head is not None:
+            output = self.head.backbone(**inputs)
+            return _Outputs(None, output.last_hidden_state, getattr(output, "past_key_values", None))
+        if keep is not None and "logits_to_keep" in accepted:
+            inputs["logits_to_keep"] = keep
+        output = self.language_model.model(**inputs, output_hidden_states=self.with_hidden)
+        hidden = output.hidden_states[-1] if self.with_hidden else None
+        return _Outputs(output.logits, hidden, getattr(output, "past_key_values", None))
+
+
+@dataclass(frozen=True)
+class _Outputs:
+    logits: Float[Tensor, "B K V"] | None  # the last K places
+    hidden: Float[Tensor, "B W D"] | None
+    cache: Any
 
 
 def _run_rows(
-    language_model: LanguageModel,
+    network: _Network,
     prompts: Sequence[Sequence[int]],
     responses: Int[Tensor, "B T"],
     response_mask: Bool[Tensor, "B T"],
-    with_hidden: bool,
-) -> tuple[Float[Tensor, "B T V"], Float[Tensor, "B T D"] | None]:
+) -> tuple[Float[Tensor, "B T V"] | None, Float[Tensor, "B T D"] | None]:
     """The plain path: prompt + response in one row, filled on the right, where a causal model cannot see the padding."""
     prompt_lengths = [len(prompt) for prompt in prompts]
     response_lengths = response_mask.sum(-1).tolist()
     width = max(p + r for p, r in zip(prompt_lengths, response_lengths, strict=True))
-    rows = torch.full((len(prompts), width), language_model.pad_token_id, dtype=torch.long)
+    rows = torch.full((len(prompts), width), network.language_model.pad_token_id, dtype=torch.long)
     attention = torch.zeros_like(rows)
     for index, (prompt, length) in enumerate(zip(prompts, response_lengths, strict=True)):
         rows[index, : len(prompt)] = torch.as_tensor(prompt, dtype=torch.long)
         rows[index, len(prompt) : len(prompt) + length] = responses[index, :length]
         attention[index, : len(prompt) + length] = 1
-    device = language_model.device
-    output = language_model.model(
-        input_ids=rows.to(device),
-        attention_mask=attention.to(device),
-        use_cache=False,
-        output_hidden_states=with_hidden,
-        **_keep_logits(language_model, width - min(prompt_lengths) + 1),
-    )
+    output = network(rows, attention, keep=width - min(prompt_lengths) + 1, use_cache=False)
     # The logits that predict response token t stand one place before it. Places behind a row's end repeat its last one.
     places = torch.tensor(prompt_lengths)[:, None] - 1 + torch.arange(responses.shape[1])[None, :]
-    places = places.clamp(max=width - 1).to(device)
-    offset = width - output.logits.shape[1]
-    logits = output.logits.gather(1, (places - offset)[..., None].expand(-1, -1, output.logits.shape[-1]))
-    hidden = None
-    if with_hidden:
-        states = output.hidden_states[-1]
-        hidden = states.gather(1, places[..., None].expand(-1, -1, states.shape[-1]))
-    return logits, hidden
+    places = places.clamp(max=width - 1).to(network.language_model.device)
+
+    def gathered(values: Tensor | None) -> Tensor | None:
+        if values is None:
+            return None
+        kept = places - (width - values.shape[1])
+        return values.gather(1, kept[..., None].expand(-1, -1, values.shape[-1]))
+
+    return gathered(output.logits), gathered(output.hidden)
 
 
 def _run_shared(
-    language_model: LanguageModel,
+    network: _Network,
     prompts: Sequence[Sequence[int]],
     responses: Int[Tensor, "B T"],
     response_mask: Bool[Tensor, "B T"],
-    with_hidden: bool,
-) -> tuple[Float[Tensor, "B T V"], Float[Tensor, "B T D"] | None]:
+) -> tuple[Float[Tensor, "B T V"] | None, Float[Tensor, "B T D"] | None]:
     """Each distinct prompt once, aligned on the right; its cache dealt to its rows; then the responses behind it."""
-    device, pad = language_model.device, language_model.pad_token_id
+    pad = network.language_model.pad_token_id
     places: dict[tuple[int, ...], int] = {}
     row_prompt = torch.tensor([places.setdefault(tuple(prompt), len(places)) for prompt in prompts])
     width = max(len(prompt) for prompt in places)
     prompt_ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in places])
     lengths = torch.tensor([len(prompt) for prompt in places])
     prompt_mask = (torch.arange(width)[None, :] >= (width - lengths)[:, None]).long()
-    first = language_model.model(
-        input_ids=prompt_ids.to(device),
-        attention_mask=prompt_mask.to(device),
-        use_cache=True,
-        output_hidden_states=with_hidden,
-        **_positions(language_model, (prompt_mask.cumsum(-1) - 1).clamp(min=0)),
-        **_keep_logits(language_model, 1),
+    first = network(
+        prompt_ids, prompt_mask, positions=(prompt_mask.cumsum(-1) - 1).clamp(min=0), keep=1, use_cache=True
     )
-    row_source = row_prompt.to(device)
-    logits = [first.logits[:, -1:].index_select(0, row_source)]
-    hidden = [first.hidden_states[-1][:, -1:].index_select(0, row_source)] if with_hidden else []
+    row_source = row_prompt.to(network.language_model.device)
+    parts = [(_dealt(first.logits, row_source), _dealt(first.hidden, row_source))]
     if responses.shape[1] > 1:
-        cache = first.past_key_values
-        cache.batch_select_indices(row_source)
+        first.cache.batch_select_indices(row_source)
         # The last token predicts nothing. Filled-up tokens stand behind the real ones, where these cannot see them.
         tokens = torch.where(response_mask, responses, pad)[:, :-1]
         steps = torch.arange(tokens.shape[1])[None, :]
-        rest = language_model.model(
-            input_ids=tokens.to(device),
-            attention_mask=torch.cat([prompt_mask[row_prompt], torch.ones_like(tokens)], dim=1).to(device),
-            past_key_values=cache,
+        rest = network(
+            tokens,
+            torch.cat([prompt_mask[row_prompt], torch.ones_like(tokens)], dim=1),
+            positions=lengths[row_prompt][:, None] + steps,
+            past_key_values=first.cache,
             use_cache=True,
-            output_hidden_states=with_hidden,
-            **_positions(language_model, lengths[row_prompt][:, None] + steps),
         )
-        logits.append(rest.logits)
-        hidden += [rest.hidden_states[-1]] if with_hidden else []
-    return torch.cat(logits, dim=1), torch.cat(hidden, dim=1) if with_hidden else None
+        parts.append((rest.logits, rest.hidden))
+    logits, hidden = ([piece for piece in pieces if piece is not None] for pieces in zip(*parts, strict=True))
+    return torch.cat(logits, dim=1) if logits else None, torch.cat(hidden, dim=1) if hidden else None
 
 
-def _keep_logits(language_model: LanguageModel, count: int) -> dict[str, int]:
-    return {"logits_to_keep": count} if "logits_to_keep" in _accepted(type(language_model.model).forward) else {}
+def _dealt(values: Float[Tensor, "P W K"] | None, row_source: Int[Tensor, " B"]) -> Float[Tensor, "B 1 K"] | None:
+    """What stands at the last place of each prompt, for each of its rows."""
+    return None if values is None else values[:, -1:].index_select(0, row_source)
 
 
-def _positions(language_model: LanguageModel, positions: Int[Tensor, "B T"]) -> dict[str, Any]:
-    # A model with relative positions takes no position_ids.
-    if "position_ids" not in _accepted(type(language_model.model).forward):
-        return {}
-    return {"position_ids": positions.to(language_model.device)}
+def _logit_bytes(language_model: LanguageModel, response_mask: Bool[Tensor, "B T"]) -> int:
+    return 4 * response_mask.numel() * language_model.vocab_size
+
+
+def _can_share(language_model: LanguageModel) -> bool:
+    """Whether keys and values of a prompt, padded on the left, can be dealt to its rows.
+
+    Not where a recurrent state takes the place of keys and values, and not where blocks are recomputed in the backward
+    pass: transformers then runs them without a cache.
+    """
+    inner: Any = inner_model(language_model.model)
+    layers = set(getattr(inner.config.get_text_config(), "layer_types", None) or ())
+    return (
+        "past_key_values" in _accepted(type(inner).forward)
+        and layers <= {"full_attention", "sliding_attention"}
+        and not any(getattr(module, "gradient_checkpointing", False) and module.training for module in inner.modules())
+    )
 
 
 @functools.cache
@@ -186,7 +281,8 @@ def response_logprobs(
     double = language_model.model.dtype == torch.float64
     result = torch.zeros(response_mask.shape, dtype=torch.float64 if double else torch.float32)
     lengths = response_mask.sum(-1).tolist()
-    with torch.inference_mode():
+    # Held over all of them: an offloaded model comes to its device once.
+    with torch.inference_mode(), language_model.ready():
         for rows in scoring_microbatches(prompt_token_ids, lengths, microbatch_rows):
             width = int(response_mask[rows].sum(-1).max())
             if width == 0:

@@ -37,6 +37,8 @@ class StackedParameters(TorchFunctionMode):
             id(parameter): parameter.detach().expand(problems, *parameter.shape).requires_grad_()
             for parameter in parameters
         }
+        for own in self._stacked.values():
+            own.grad_dtype = torch.promote_types(own.dtype, torch.float32)
 
     def __torch_function__(
         self,

@@ -13,6 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from bsharp.models.placement import has_adapter
+
 __all__ = ["flat_weights", "load_difference", "save_difference", "set_flat_weights"]
 
 
@@ -52,8 +54,10 @@ def save_difference(policy: nn.Module, base: nn.Module, path: str | Path) -> Non
     metadata: early differences are as small as the learning rate, where plain float16 has no digits left. The error of an
     entry is at most 2⁻¹¹ of it or 2⁻²⁴ of the tensor's largest. Tied weights are written once.
 
-    Raises ValueError where the two have other names or shapes, or where a difference is not finite.
+    Raises ValueError where the two have other names or shapes, where a difference is not finite, and for a policy with an
+    adapter: it has no weights of its own beside the adapter, which is saved as a whole.
     """
+    _refuse_adapter(policy)
     base_parameters = dict(base.named_parameters())
     tensors: dict[str, Tensor] = {}
     scales: dict[str, float] = {}
@@ -84,8 +88,9 @@ def load_difference(path: str | Path, like: nn.Module) -> Float32[Tensor, " N"]:
     """The vector policy − base that `save_difference` wrote, in the order of `flat_weights(like)`.
 
     A parameter that is not in the file did not train: its difference is 0. Raises ValueError where the file cannot be
-    read, or holds a name or a shape that `like` does not have.
+    read, or holds a name or a shape that `like` does not have, and where `like` has an adapter.
     """
+    _refuse_adapter(like)
     parameters = dict(like.named_parameters())
     found: dict[str, Tensor] = {}
     try:
@@ -106,6 +111,14 @@ def load_difference(path: str | Path, like: nn.Module) -> Float32[Tensor, " N"]:
             for name, parameter in parameters.items()
         ]
     )
+
+
+def _refuse_adapter(model: nn.Module) -> None:
+    if has_adapter(model):
+        raise ValueError(
+            "a model with an adapter has no difference to its base but the adapter; save and load that with save_language_model "
+            "and load_language_model"
+        )
 
 
 def _at_least_float32(tensor: Tensor) -> torch.dtype:

@@ -17,6 +17,7 @@ __all__ = [
     "best_columns",
     "best_rows",
     "columns",
+    "comparable",
     "family_columns",
     "family_mode",
     "interval",
@@ -45,7 +46,7 @@ _ROLE_MEANING = {
     "rare": "rare: the base is right in a few per cent of samples",
     "unsolved": "unsolved: the base never succeeds on most problems",
     "transfer": "transfer: never in training",
-    "none": "tasks without families",
+    "none": "by subject or task",
 }
 _KEYS = ("base", "regimes", "verdict", "choices_using_labels", "config")
 
@@ -82,6 +83,11 @@ def require_results(results: object) -> Results:
     if missing:
         raise ValueError(f"results lack {', '.join(missing)}; rerun the comparison")
     return results
+
+
+def comparable(results: Results) -> bool:
+    """Whether the models answered enough for any figure to say which of them is better; the verdict's sentence says why not."""
+    return bool(results["verdict"].get("comparable", True))
 
 
 def plain_text(value: object) -> str:

@@ -12,6 +12,7 @@ from bsharp.reporting.cells import (
     BASE,
     Results,
     Row,
+    comparable,
     family_columns,
     family_mode,
     largest_k,
@@ -72,13 +73,14 @@ def _role_table(results: Results, title: str, families: Sequence[str], regimes: 
     for family in families:
         cells = [family_mode(results["base"]["families"][family])] if modes else []
         cells += [percent(results["base"]["families"][family]["accuracy"])]
-        cells += [family_cell(results["regimes"][name]["families"][family]) for name in regimes]
+        starred = comparable(results)
+        cells += [family_cell(results["regimes"][name]["families"][family], starred) for name in regimes]
         table.add_row(Text(plain_text(family)), *(Text(cell) for cell in cells))
     return table
 
 
-def family_cell(family: Mapping[str, Any]) -> str:
-    """Accuracy with its change and a star where that is clear."""
+def family_cell(family: Mapping[str, Any], starred: bool = True) -> str:
+    """Accuracy with its change and, where it is `starred`, a star if that is clear."""
     delta = family["delta"]
-    clear = delta["low"] is not None and (delta["low"] > 0 or delta["high"] < 0)
+    clear = starred and delta["low"] is not None and (delta["low"] > 0 or delta["high"] < 0)
     return f"{percent(family['accuracy'])} ({number(delta['estimate'], 100, signed=True)}){'*' if clear else ' '}"

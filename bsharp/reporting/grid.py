@@ -18,7 +18,13 @@ __all__ = ["DEFAULT_WIDTH", "empty_table", "fit", "fits", "print_view"]
 
 DEFAULT_WIDTH = 120
 _TEXT_COLUMNS = ("stability", "steps")
-_WORD_STYLES = {"stable": "green", "noisy": "yellow", "declining": "yellow", "collapsed": "bold red"}
+_WORD_STYLES = {
+    "stable": "green",
+    "noisy": "yellow",
+    "declining": "yellow",
+    "collapsed": "bold red",
+    "no signal": "dim",
+}
 
 
 def print_view(view: Callable[[int], RenderableType], console: Console | None) -> None:

@@ -12,6 +12,7 @@ from bsharp.reporting.cells import (
     best_columns,
     best_rows,
     columns,
+    comparable,
     family_mode,
     percent,
     plain_text,
@@ -49,10 +50,9 @@ def results_markdown(results: Results) -> str:
 
 
 def _role_matrix(results: Results, role: str) -> Iterator[str]:
-    yield (
-        f"{escape(role_title(role))} (accuracy %, change in points, * where its interval excludes 0, not corrected for the "
-        "number of comparisons):"
-    )
+    starred = comparable(results)
+    stars = ", * where its interval excludes 0, not corrected for the number of comparisons" if starred else ""
+    yield f"{escape(role_title(role))} (accuracy %, change in points{stars}):"
     yield ""
     names = list(results["regimes"])
     families = {name: family for name, family in results["base"]["families"].items() if family["role"] == role}
@@ -62,7 +62,7 @@ def _role_matrix(results: Results, role: str) -> Iterator[str]:
     for family, figures in families.items():
         cells = [family_mode(figures)] if modes else []
         cells += [percent(figures["accuracy"])]
-        cells += [family_cell(results["regimes"][name]["families"][family]).strip() for name in names]
+        cells += [family_cell(results["regimes"][name]["families"][family], starred).strip() for name in names]
         yield f"| {escape(family)} | " + " | ".join(escape(cell) for cell in cells) + " |"
 
 

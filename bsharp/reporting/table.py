@@ -19,6 +19,7 @@ from bsharp.reporting.cells import (
     best_columns,
     best_rows,
     columns,
+    comparable,
     plain_text,
     problems_title,
     require_results,
@@ -47,7 +48,7 @@ def results_view(results: Results, width: int = DEFAULT_WIDTH, families: bool = 
     if families:
         for table in roles_tables(results, width):
             parts += ["", table]
-        parts += ["", Text(STARS, style="dim")]
+        parts += ["", Text(STARS, style="dim")] if comparable(results) else []
         for table in families_tables(results, width):
             parts += ["", table]
     grid = Table.grid(padding=(0, 2, 0, 0))

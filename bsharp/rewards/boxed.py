@@ -6,7 +6,8 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 
-from bsharp.rewards.base import boxed_answers, check_paired
+from bsharp.rewards.base import check_paired
+from bsharp.rewards.extract import ExtractionRule, extract_answer
 from bsharp.types import Completion, Grade, GradeStatus, Problem
 
 __all__ = ["BoxedAnswerReward", "canonical_number"]
@@ -35,26 +36,34 @@ class BoxedAnswerReward:
     The text is graded up to where the answer ends, which is the closing brace: whatever follows is ignored. A response of
     fixed length, whose end-of-sequence token is masked out, is therefore graded by the same rule as one that ends.
     Answers are compared as fractions. No complete box, an empty one, or one without a number is UNPARSEABLE: reward 0, and
-    no answer that could vote. A gold answer that is not a number is an ERROR without a reward.
+    no answer that could vote. A gold answer that is not a number is an ERROR without a reward. `extraction` moves the place of
+    the answer for tasks that have another one.
     """
+
+    def __init__(self, extraction: ExtractionRule = "first_box") -> None:
+        self.extraction: ExtractionRule = extraction
 
     def __call__(self, problems: Sequence[Problem], completions: Sequence[Completion]) -> list[Grade]:
         check_paired(problems, completions)
         return [
-            _grade(problem.answer, completion.text) for problem, completion in zip(problems, completions, strict=True)
+            self._grade(problem.answer, completion.text)
+            for problem, completion in zip(problems, completions, strict=True)
         ]
 
-
-def _grade(gold: str, text: str) -> Grade:
-    canonical_gold = canonical_number(gold)
-    if canonical_gold is None:
-        return Grade(GradeStatus.ERROR, None, detail=f"the gold answer {gold[:100]!r} is not a number")
-    extracted = next(boxed_answers(text), None)
-    if extracted is None:
-        return Grade(GradeStatus.UNPARSEABLE, 0.0, detail="no complete box")
-    answer = canonical_number(extracted)
-    if answer is None:
-        return Grade(GradeStatus.UNPARSEABLE, 0.0, detail=f"the box holds {extracted[:100]!r}, not a number")
-    correct = answer == canonical_gold
-    status = GradeStatus.CORRECT if correct else GradeStatus.WRONG
-    return Grade(status, float(correct), answer, exact_match=extracted == gold)
+    def _grade(self, gold: str, text: str) -> Grade:
+        canonical_gold = canonical_number(gold)
+        if canonical_gold is None:
+            return Grade(GradeStatus.ERROR, None, detail=f"the gold answer {gold[:100]!r} is not a number")
+        extracted = extract_answer(text, self.extraction)
+        if extracted is None:
+            return Grade(
+                GradeStatus.UNPARSEABLE,
+                0.0,
+                detail="no complete box" if self.extraction.endswith("box") else "no answer found",
+            )
+        answer = canonical_number(extracted)
+        if answer is None:
+            return Grade(GradeStatus.UNPARSEABLE, 0.0, detail=f"the answer is {extracted[:100]!r}, not a number")
+        correct = answer == canonical_gold
+        status = GradeStatus.CORRECT if correct else GradeStatus.WRONG
+        return Grade(status, float(correct), answer, exact_match=extracted == gold)

@@ -1,14 +1,17 @@
 """Grading of LaTeX answers by math-verify, in worker processes that can be killed.
 
 math-verify keeps its time limits with signals, which work in the main thread only and cannot interrupt every computation.
-Here each worker is a process of its own: a limit holds from any thread, whatever the answer makes sympy do.
+Here each worker is a process of its own: a limit holds from any thread of any process, whatever the answer makes sympy do.
+The limit is of processor time, so that a busy machine makes no right answer late.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -18,50 +21,70 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
-from bsharp.rewards.base import boxed_answers, check_paired
+from bsharp.rewards.base import check_paired
+from bsharp.rewards.extract import ExtractionRule, extract_answer
 from bsharp.types import Completion, Grade, GradeStatus, Problem
 
 __all__ = ["MathVerifyReward"]
 
-_WORKER = Path(__file__).with_name("math_worker.py")
+_PACKAGE = Path(__file__).parents[2]
 _MAX_ANSWER_CHARACTERS = 2_000
 _START_LIMIT = 120.0  # seconds to import sympy on a busy machine; not part of an item's limit
+_STARVED = (
+    20.0  # a worker that waits instead of computing is given up after this many times its limit of processor time
+)
+_BY_CLOCK = os.name != "posix"  # no limit of processor time there
 
 
 class MathVerifyReward:
-    r"""1 where the last complete `\boxed{...}` is mathematically equal to the gold answer, else 0.
+    r"""1 where the answer is mathematically equal to the gold answer, else 0. `extraction` says where the answer stands.
 
-    Stricter than math-verify where that is lax: decimals are exact numbers (0.4999999 is not 0.5, and 0.333 is not 1/3),
-    and an answer of several values must have all of them ("1331 and 1728" is not answered by "1728"). It keeps math-verify's
-    reading of percentages (50% equals both 0.5 and 50) and of units (5 cm equals 5).
+    math-verify's parser reads expressions. Around them this grader is stricter than math-verify: decimals are exact numbers
+    (0.4999999 is not 0.5, and 0.333 is not 1/3); an answer of several values must have all of them and no other
+    ("1331 and 1728" is not answered by "1728"); tuples keep their order and intervals their ends; numbers are equal or
+    not, however small their difference; capital and small letters are different symbols. docs/grading.md has the table.
+    A percent sign may be left out or counted (50% equals both 0.5 and 50); units may be left out (5 cm equals 5, not 5 m).
 
-    UNPARSEABLE (no complete box, or nothing that can be read as mathematics in it): reward 0 and no answer. TIMEOUT (not
-    decided within `time_limit` seconds): no reward. ERROR (the gold answer cannot be read, or the worker died): no reward.
-    One process per worker is started at first use and stopped by `close`, by the context manager or at exit.
+    UNPARSEABLE (no answer found, or nothing that can be read as mathematics in it): reward 0 and no answer. TIMEOUT (not
+    decided within `time_limit` seconds of processor time): no reward. ERROR (the gold answer cannot be read, or the
+    worker died): no reward. A gold answer of words, or one that the parser cannot read, is compared as normalised text.
+
+    `workers` processes grade at once; each is started at first use and stopped by `close`, by the context manager or at exit.
+    Equal answers to equal golds are judged once per call. A copy in another process starts workers of its own.
     """
 
-    def __init__(self, time_limit: float = 10.0, workers: int = 1) -> None:
+    def __init__(self, time_limit: float = 10.0, workers: int = 1, extraction: ExtractionRule = "last_box") -> None:
         if not time_limit > 0:
             raise ValueError(f"time_limit = {time_limit} must be positive: seconds per answer, 10 by default")
         if workers < 1:
             raise ValueError(f"workers = {workers} must be at least 1")
         self.time_limit = time_limit
         self.workers = workers
-        self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
-        for _ in range(workers):
-            self._idle.put(_Worker())
+        self.extraction: ExtractionRule = extraction
+        self._fresh_workers()
+
+    def __reduce__(self) -> tuple[type[MathVerifyReward], tuple[float, int, ExtractionRule]]:
+        return MathVerifyReward, (self.time_limit, self.workers, self.extraction)
 
     def __call__(self, problems: Sequence[Problem], completions: Sequence[Completion]) -> list[Grade]:
         check_paired(problems, completions)
+        if self._process_id != os.getpid():
+            self._fresh_workers()  # after a fork the old ones are the parent's, and so may be their locks
         golds = [problem.answer for problem in problems]
-        texts = [completion.text for completion in completions]
-        if self.workers == 1:
-            return [self._grade(gold, text) for gold, text in zip(golds, texts, strict=True)]
-        with ThreadPoolExecutor(self.workers) as threads:
-            return list(threads.map(self._grade, golds, texts))
+        found = [extract_answer(completion.text, self.extraction) for completion in completions]
+        asked = list(dict.fromkeys((gold, _short(answer)) for gold, answer in zip(golds, found, strict=True)))
+        if self.workers == 1 or len(asked) < 2:
+            replies = [self._ask(*pair) for pair in asked]
+        else:
+            with ThreadPoolExecutor(min(self.workers, len(asked))) as threads:
+                replies = list(threads.map(lambda pair: self._ask(*pair), asked))
+        reply_to = dict(zip(asked, replies, strict=True))
+        return [_grade(gold, answer, reply_to[gold, _short(answer)]) for gold, answer in zip(golds, found, strict=True)]
 
     def close(self) -> None:
         """Stops the workers; they start again when needed."""
+        if self._process_id != os.getpid():
+            return
         workers = [self._idle.get() for _ in range(self.workers)]
         for worker in workers:
             worker.stop()
@@ -75,23 +98,34 @@ class MathVerifyReward:
     ) -> None:
         self.close()
 
-    def _grade(self, gold: str, text: str) -> Grade:
-        extracted: str | None
-        *_, extracted = (None, *boxed_answers(text))
-        # The gold answer is checked even where there is no box: a gold that cannot be read is an error for everyone.
-        answer = extracted if extracted is not None and len(extracted) <= _MAX_ANSWER_CHARACTERS else None
+    def _fresh_workers(self) -> None:
+        self._process_id = os.getpid()
+        self._workers = [_Worker() for _ in range(self.workers)]
+        self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
+        for worker in self._workers:
+            self._idle.put(worker)
+
+    def _ask(self, gold: str, answer: str | None) -> dict[str, str]:
+        # The gold answer is checked even where there is no answer: a gold that cannot be read is an error for everyone.
         worker = self._idle.get()
         try:
-            reply = worker.ask({"gold": gold, "answer": answer}, self.time_limit)
+            return worker.ask({"gold": gold, "answer": answer}, self.time_limit)
         finally:
             self._idle.put(worker)
-        status = GradeStatus(reply["status"])
-        if status is GradeStatus.UNPARSEABLE and answer is None:
-            detail = "no complete box" if extracted is None else f"the box holds {len(extracted)} characters"
-            return Grade(status, 0.0, detail=detail)
-        rewards = {GradeStatus.CORRECT: 1.0, GradeStatus.WRONG: 0.0, GradeStatus.UNPARSEABLE: 0.0}
-        canonical = reply.get("answer") if status in (GradeStatus.CORRECT, GradeStatus.WRONG) else None
-        return Grade(status, rewards.get(status), canonical, reply.get("detail", ""), extracted == gold)
+
+
+def _short(answer: str | None) -> str | None:
+    return answer if answer is not None and len(answer) <= _MAX_ANSWER_CHARACTERS else None
+
+
+def _grade(gold: str, answer: str | None, reply: dict[str, str]) -> Grade:
+    status = GradeStatus(reply["status"])
+    if status is GradeStatus.UNPARSEABLE and _short(answer) is None:
+        detail = "no complete box" if answer is None else f"the answer has {len(answer)} characters"
+        return Grade(status, 0.0, detail=detail)
+    rewards = {GradeStatus.CORRECT: 1.0, GradeStatus.WRONG: 0.0, GradeStatus.UNPARSEABLE: 0.0}
+    canonical = reply.get("answer") if status in (GradeStatus.CORRECT, GradeStatus.WRONG) else None
+    return Grade(status, rewards.get(status), canonical, reply.get("detail", ""), answer == gold)
 
 
 class _Worker:
@@ -99,13 +133,14 @@ class _Worker:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
-        self._finalizer: weakref.finalize[[subprocess.Popen[str]], _Worker] | None = None
+        self._finalizer: weakref.finalize[[subprocess.Popen[str], int], _Worker] | None = None
 
     def ask(self, request: dict[str, str | None], time_limit: float) -> dict[str, str]:
+        wait = time_limit if _BY_CLOCK else _STARVED * time_limit
         try:
             if self._process is None and self._start() is None:
                 return {"status": "error", "detail": "the math-verify worker did not start; is math-verify installed?"}
-            reply, expired = self._exchange(json.dumps(request), time_limit)
+            reply, expired = self._exchange(json.dumps(request | {"seconds": f"{time_limit}"}), wait)
         except OSError as error:
             reply, expired = None, False
             detail = f"the math-verify worker cannot be reached: {error}"
@@ -113,6 +148,8 @@ class _Worker:
             detail = "the math-verify worker died"
         if reply is not None:
             return reply
+        # The worker's own alarm clock ends it where it computes for too long.
+        expired = expired or (not _BY_CLOCK and self._ended_by() == signal.SIGPROF)
         self.stop()
         if expired:
             return {"status": "timeout", "detail": f"not decided within {time_limit:g} s"}
@@ -123,17 +160,28 @@ class _Worker:
             self._finalizer()
         self._process = self._finalizer = None
 
+    def _ended_by(self) -> int | None:
+        """The signal that ended the process, if one did."""
+        if self._process is None:
+            return None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return -self._process.wait(5.0)  # its output may close a moment before it is gone
+        return None
+
     def _start(self) -> dict[str, str] | None:
-        # -P keeps the worker's folder off sys.path: this very module would hide the standard library's math.
+        # -P keeps the current folder off the path, where a file named math.py would do harm.
+        program = (
+            f"import sys; sys.path.insert(0, {str(_PACKAGE)!r}); from bsharp.rewards.math_worker import main; main()"
+        )
         self._process = subprocess.Popen(
-            [sys.executable, "-P", str(_WORKER)],
+            [sys.executable, "-P", "-c", program],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
             encoding="utf-8",
         )
-        self._finalizer = weakref.finalize(self, _end, self._process)
+        self._finalizer = weakref.finalize(self, _end, self._process, os.getpid())
         ready, _ = self._exchange(None, _START_LIMIT)
         if ready is None:
             self.stop()
@@ -168,7 +216,10 @@ class _Worker:
         return (json.loads(reply) if reply.endswith("\n") else None), expired.is_set()
 
 
-def _end(process: subprocess.Popen[str]) -> None:
+def _end(process: subprocess.Popen[str], started_by: int) -> None:
+    if os.getpid() != started_by:
+        process.returncode = 0  # a forked copy: the process is not ours, and neither is its end
+        return
     process.kill()
     for stream in (process.stdin, process.stdout):
         if stream is not None:

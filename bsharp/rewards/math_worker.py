@@ -1,77 +1,91 @@
-"""The process in which one math-verify worker runs: a JSON line in, a JSON line out. Started by path, not imported."""
+"""The process in which one math-verify worker runs: a JSON line in, a JSON line out."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
-import re
+import signal
 import sys
-from typing import Any
 
+from bsharp.rewards.math_equality import canonical, equal
+from bsharp.rewards.math_reading import Reading, as_text, read
+
+__all__ = ["judge", "main"]
+
+_LONGEST_VOTE = 2_000  # characters
 _MEMORY_LIMIT = 4 << 30  # bytes; an answer such as a tower of powers must not fill the machine
-_WORDS = re.compile(r"[A-Za-z]{4,}(?: [A-Za-z]+)*")
-
-
-def _parse(text: str) -> Any | None:
-    """A sympy object, or None where the text cannot be read. Decimals become exact rationals."""
-    from math_verify import LatexExtractionConfig, parse
-    from sympy import Basic, Float, MatrixBase, Rational
-
-    # A bare word would be read as a product of letters, and so equal its anagrams.
-    # Dollars inside would make several expressions of one answer, any of which math-verify would accept.
-    cleaned = re.sub(r"(?<!\\)\$", "", text).strip()
-    if _WORDS.fullmatch(cleaned):
-        cleaned = f"\\text{{{cleaned}}}"
-    found = parse(f"${cleaned}$", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=None)
-    parsed = next((item for item in found if isinstance(item, (Basic, MatrixBase))), None)
-    if parsed is None:
-        return None
-    return parsed.xreplace({number: Rational(str(number)) for number in parsed.atoms(Float)})
-
-
-def _canonical(parsed: Any) -> str:
-    from sympy import Eq, Symbol
-
-    if isinstance(parsed, Eq) and isinstance(parsed.lhs, Symbol):
-        parsed = parsed.rhs  # `x = 3` votes with `3`
-    with contextlib.suppress(Exception):
-        parsed = parsed.doit()
-    return str(parsed)
 
 
 def judge(gold: str, answer: str | None) -> dict[str, str]:
-    """The status of an answer and its canonical form."""
-    from math_verify import verify
+    """The status of an answer and its canonical form, by which answers vote.
 
-    parsed_gold = _parse(gold)
-    if parsed_gold is None:
+    A gold answer that the parser cannot read is compared as normalised text, so that it is decided the same way for every
+    answer; one with neither letter nor digit is an error. Equal texts are equal answers without any parsing.
+    """
+    golds = _read(gold)
+    gold_text = as_text(gold)
+    if golds is None and not any(map(str.isalnum, gold_text)):
         return {"status": "error", "detail": f"the gold answer {gold[:100]!r} cannot be read as mathematics"}
-    parsed = None if answer is None else _parse(answer)
-    if answer is None or parsed is None:
-        return {"status": "unparseable", "detail": f"{(answer or '')[:100]!r} cannot be read as mathematics"}
-    equal = verify(parsed_gold, parsed, numeric_precision=30, timeout_seconds=None, raise_on_error=True)
-    return {"status": "correct" if equal else "wrong", "answer": _canonical(parsed)}
+    if answer is None:
+        return {"status": "unparseable", "detail": "no answer"}
+    answers = _read(answer)
+    same_text = as_text(answer) == gold_text
+    if answers is None:
+        if same_text or (golds is None and any(map(str.isalnum, as_text(answer)))):
+            return {
+                "status": "correct" if same_text else "wrong",
+                "answer": as_text(answer),
+                "detail": "compared as text",
+            }
+        return {"status": "unparseable", "detail": f"{answer[:100]!r} cannot be read as mathematics"}
+    correct = same_text or (golds is not None and any(equal(g, a) for g in golds for a in answers))
+    reply = {"status": "correct" if correct else "wrong", "answer": _vote(answers[0], answer)}
+    return reply | ({"detail": "compared as text"} if golds is None else {})
+
+
+def _vote(reading: Reading, answer: str) -> str:
+    try:
+        found = canonical(reading)
+    except Exception:
+        # Python does not print integers of thousands of digits.
+        return as_text(answer)
+    return found if len(found) <= _LONGEST_VOTE else as_text(answer)
+
+
+@functools.lru_cache(maxsize=256)  # one gold answer is asked about once per completion
+def _read(text: str) -> tuple[Reading, ...] | None:
+    try:
+        return read(text) or None
+    except RecursionError:  # brackets nested hundreds deep
+        return None
 
 
 def main() -> None:
+    """Answer lines of standard input until it ends. Ends by SIGPROF where one line takes more than its seconds."""
     logging.disable(logging.CRITICAL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
+    has_clock = hasattr(signal, "setitimer")
+    if has_clock:
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)  # the system ends the process, whatever it is computing
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_LIMIT, _MEMORY_LIMIT))
     replies = sys.stdout
     sys.stdout = sys.stderr  # nothing that a library prints may be taken for a reply
-    judge("1", "1")  # imports and warms up everything before the first limit runs
+    judge(r"\frac{1}{2}", r"\sqrt{2}x")  # imports and warms up everything before the first limit runs
     print(json.dumps({"status": "ready"}), file=replies, flush=True)
     for line in sys.stdin:
         try:
-            reply = judge(**json.loads(line))
+            request = json.loads(line)
+            if has_clock:
+                signal.setitimer(signal.ITIMER_PROF, float(request["seconds"]))
+            reply = judge(request["gold"], request["answer"])
         except Exception as error:
             # Any failure belongs to this answer alone.
             reply = {"status": "error", "detail": f"{type(error).__name__}: {error}"[:300]}
+        if has_clock:
+            signal.setitimer(signal.ITIMER_PROF, 0.0)
         print(json.dumps(reply), file=replies, flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -29,6 +29,12 @@ class RolloutBatch:
     valid: Bool[Tensor, " B"]  # False where the grade carries no reward: the row leaves its group
     group_index: Int[Tensor, " B"]
     truncated: Bool[Tensor, " B"]
+    trainer_logprobs: Float[Tensor, "B T"] | None = None  # nats, under the same policy, as the trainer computes them
+
+    @property
+    def policy_logprobs(self) -> Float[Tensor, "B T"]:
+        """Log-probabilities under the policy before the update: the trainer's where it has scored, else the sampler's."""
+        return self.behaviour_logprobs if self.trainer_logprobs is None else self.trainer_logprobs
 
     @property
     def rows(self) -> int:

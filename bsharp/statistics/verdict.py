@@ -1,10 +1,13 @@
-"""The verdict: how much one regime gains beyond the best of its rivals, the choice of the best included in the interval."""
+"""The verdict: how much one regime gains beyond the best of its rivals, the choice of the best included in the interval.
+
+Before it stands the question whether there is anything to compare: `nothing_to_compare`.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -12,9 +15,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from bsharp.statistics.intervals import ONE_SEED, Estimate, resample_indices, strata_groups
 
-__all__ = ["Verdict", "gain_beyond_best"]
+__all__ = ["LEAST_SOLVED", "Answers", "Verdict", "gain_beyond_best", "nothing_to_compare"]
 
 Array = NDArray[np.float64]
+LEAST_SOLVED = 6
+"""Problems. A difference that rests on fewer has no direction: if one of two models had all five right answers and the other
+none, the exact sign test (two-sided, problems as its units) would give p = 2 · 2⁻⁵ = 0.06; with six it gives 0.03."""
+MOSTLY = 0.5
+"""Share of completions from which a cause is named for a lack of right answers."""
 SEED_DRAWS = 8
 """Seed effects drawn per bootstrap replicate of the problems: t with few degrees of freedom has tails that need draws."""
 
@@ -53,6 +61,71 @@ class Verdict:
             "choice_shares": dict(self.choice_shares),
             "level": self.level,
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What became of the sampled completions of all models of a comparison, base and every seed included."""
+
+    models: int  # the base and the regimes
+    problems: int
+    solved: int  # problems for which any completion of any model is right
+    completions: int
+    correct: int
+    unparseable: int  # graded, but no answer could be read
+    ungraded: int  # grader timeout or error
+    truncated: int  # cut at the token limit
+
+    def as_json(self) -> dict[str, int]:
+        """The counts by name."""
+        return asdict(self)
+
+
+def nothing_to_compare(answers: Answers, max_new_tokens: int | None = None, fixed_length: bool = False) -> str:
+    """Why no conclusion can be drawn from these answers, with their figures and what to do; empty where one can.
+
+    The rule: right answers on fewer than `LEAST_SOLVED` problems, all models together. Every difference between two models
+    rests on problems that one of them solves, so no test at 5 % could give any of them a direction. `max_new_tokens` is the
+    limit at which completions were cut; under `fixed_length` all of them end there by design.
+    """
+    if answers.solved >= LEAST_SOLVED:
+        return ""
+    whose = f"{answers.completions} completions of {answers.models} models"
+    if answers.ungraded == answers.completions:
+        return (
+            f"none of {whose} could be graded: the grader timed out or failed on each; the records say why under detail"
+        )
+    told = [
+        f"{answers.correct} of {whose} are right, on {answers.solved} of {answers.problems} problems; a difference needs right "
+        f"answers on at least {LEAST_SOLVED}",
+        *_causes(answers, max_new_tokens, fixed_length),
+    ]
+    if len(told) == 1:
+        enough = answers.problems <= 2 * answers.solved
+        told.append("Evaluate more problems" if enough else "Take a stronger base or easier problems")
+    if answers.ungraded:
+        told.append(f"{answers.ungraded} completions could not be graded (timeout or error)")
+    return ". ".join(told)
+
+
+def _causes(answers: Answers, max_new_tokens: int | None, fixed_length: bool) -> Iterator[str]:
+    """What explains most of the missing right answers, each with its share of the completions and what to do."""
+    cut = answers.truncated / answers.completions
+    unread = answers.unparseable / (answers.completions - answers.ungraded)
+    if cut >= MOSTLY and not fixed_length:
+        limit = "the token limit" if max_new_tokens is None else f"max_new_tokens = {max_new_tokens}"
+        yield f"{'All' if cut == 1 else f'{_percent(cut)} of'} completions were cut at {limit}: raise it"
+    if unread >= MOSTLY:
+        graded = "graded " if answers.ungraded else ""
+        whose = (
+            f"No {graded}completion holds an" if unread == 1 else f"{_percent(unread)} of {graded}completions hold no"
+        )
+        yield f"{whose} answer that can be read: check how the problems are asked, and that the base knows the format"
+
+
+def _percent(share: float) -> str:
+    """A share that is not all of it."""
+    return f"{min(100 * share, 99.9):.1f} %"
 
 
 def gain_beyond_best(

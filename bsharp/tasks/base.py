@@ -19,6 +19,7 @@ from typing import ClassVar, Literal, Protocol
 import numpy as np
 
 from bsharp.seeding import generator
+from bsharp.tasks.formats import FORMATS, worded
 from bsharp.types import Problem
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "Solution",
     "Split",
     "Task",
+    "check_split",
     "split_of",
 ]
 
@@ -173,7 +175,12 @@ def render(solution: Solution, prelude: str = "", separator: str = ";", ending: 
 
 
 class Task(Protocol):
-    """A named source of problems. `families` may be empty for a task that has none; `reward_kind` says who grades."""
+    """A named source of problems.
+
+    `families` holds the procedural families and is empty for other tasks, whose problems may still name a family (a subject of
+    MATH). `reward_kind` says who grades: boxed, math, final_number or reasoning_gym. `prompt` is the text of the user's message,
+    `oracle` a response that grades correct.
+    """
 
     @property
     def name(self) -> str: ...
@@ -182,7 +189,7 @@ class Task(Protocol):
     def families(self) -> Mapping[str, Family]: ...
 
     @property
-    def reward_kind(self) -> Literal["boxed", "math"]: ...
+    def reward_kind(self) -> str: ...
 
     def problems(
         self,
@@ -209,6 +216,7 @@ class ProceduralTask:
     names: tuple[str, ...] = ("",)
     things: tuple[str, ...] = ("",)
     reward_kind: Literal["boxed", "math"] = "boxed"
+    template: str = FORMATS["qa"]
 
     def problems(
         self,
@@ -224,7 +232,7 @@ class ProceduralTask:
         takes part, except that training problems leave TRANSFER families out, and difficulties are 1, 2, 3 with equal
         chances. A family that is used up drops out of the round. Raises ValueError where all are.
         """
-        split = _check_split(split)
+        split = check_split(split)
         chosen = self._choose_families(split, families)
         levels = _check_difficulties(difficulties)
         if count < 0:
@@ -254,8 +262,8 @@ class ProceduralTask:
 
         Families are enumerated up to 20,000 contents each; beyond that the size is a lower bound.
         """
-        split = _check_split(split)
-        return _size(self, split)
+        split = check_split(split)
+        return _size(tuple(self._choose_families(split, None)), split)
 
     def problem(self, family: Family, numbers: Numbers, difficulty: int) -> Problem:
         """The problem that the numbers stand for. Name and thing of a story follow from the content."""
@@ -273,8 +281,8 @@ class ProceduralTask:
         )
 
     def prompt(self, problem: Problem) -> str:
-        """What the model is given, e.g. `Q: 347+125 = ? A:`."""
-        return f"Q: {problem.question} A:"
+        """What the model is given, by default as in `Q: 347+125 = ? A:`."""
+        return worded(self.template, problem.question)
 
     def oracle(self, problem: Problem) -> str:
         """The right solution in the form of a response; it grades correct."""
@@ -337,7 +345,8 @@ class _Dealer:
         return [rest[index] for index in order]
 
 
-def _check_split(split: Split | str) -> Split:
+def check_split(split: Split | str) -> Split:
+    """The split of that name; ValueError for an unknown one."""
     try:
         return Split(split)
     except ValueError:
@@ -363,8 +372,6 @@ def distinct_contents(family: Family, cap: int) -> set[str]:
 
 
 @functools.cache
-def _size(task: ProceduralTask, split: Split) -> int:
-    contents = set().union(
-        *(distinct_contents(family, ENUMERATION_CAP) for family in task._choose_families(split, None))
-    )
+def _size(families: tuple[Family, ...], split: Split) -> int:
+    contents = set().union(*(distinct_contents(family, ENUMERATION_CAP) for family in families))
     return sum(split_of(content) is split for content in contents)

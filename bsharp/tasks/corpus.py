@@ -19,9 +19,9 @@ from typing import Annotated, Generic, Literal, TypeVar
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from bsharp.config import load_config
+from bsharp.config import EMBEDDED_TASKS, load_config
 from bsharp.seeding import generator
-from bsharp.tasks import TASK_NAMES, load_task
+from bsharp.tasks import embedded_task
 from bsharp.tasks.base import (
     DIFFICULTIES,
     Draws,
@@ -165,7 +165,7 @@ class Document:
 
 @functools.cache
 def _known_families() -> dict[str, tuple[ProceduralTask, Family]]:
-    tasks = [load_task(name) for name in TASK_NAMES]
+    tasks = [embedded_task(name) for name in EMBEDDED_TASKS]
     return {name: (task, family) for task in tasks for name, family in task.families.items()}
 
 

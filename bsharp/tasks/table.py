@@ -1,12 +1,14 @@
-"""The families of the embedded tasks as a Markdown document, with the number of distinct problems of each."""
+"""Markdown of the tasks: the families of the embedded ones with their numbers of distinct problems, and the public data sets."""
 
 from __future__ import annotations
 
-from bsharp.tasks import TASK_NAMES, distinct_problems, load_task
+from bsharp.config import EMBEDDED_TASKS
+from bsharp.tasks import distinct_problems, embedded_task
 from bsharp.tasks.base import ENUMERATION_CAP, ProceduralTask, Split
 from bsharp.tasks.corpus import CorpusConfig, load_corpus_config, strategy_probabilities
+from bsharp.tasks.public import PUBLIC
 
-__all__ = ["tasks_document"]
+__all__ = ["public_table", "tasks_document"]
 
 _INTRODUCTION = f"""# The embedded tasks
 
@@ -30,7 +32,7 @@ Difficulties 1, 2 and 3 differ in the size of the numbers and are equally freque
 def tasks_document(config: CorpusConfig | None = None) -> str:
     """The document, as of a corpus config (by default the shipped one)."""
     config = load_corpus_config() if config is None else config
-    sections = (_task_section(load_task(name), config) for name in TASK_NAMES)
+    sections = (_task_section(embedded_task(name), config) for name in EMBEDDED_TASKS)
     return "\n".join([_INTRODUCTION, *sections])
 
 
@@ -50,6 +52,26 @@ def _task_section(task: ProceduralTask, config: CorpusConfig) -> str:
     problems = task.problems(Split.TEST, len(task.families), seed=0)
     examples = [f"- `{problem.family}`: `{task.prompt(problem)}{task.oracle(problem)}`" for problem in problems]
     return "\n".join([*lines, "\nRight solutions, one a family:\n", *examples, ""])
+
+
+def public_table() -> str:
+    """The public data sets as the table of docs/problems.md."""
+    lines = [
+        "| task | Hugging Face hub | published | fields used | format | graded as | licence |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for source in PUBLIC.values():
+        repository = source.repository + (f" ({source.configuration})" if source.configuration else "")
+        cells = (
+            repository,
+            ", ".join(source.parts),
+            source.fields,
+            source.prompt_format,
+            source.reward_kind,
+            source.licence,
+        )
+        lines.append(f"| `{source.name}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from bsharp.tasks import TASK_NAMES
+from bsharp.config import EMBEDDED_TASKS
 from bsharp.tasks.base import Draws, Family, Numbers, ProceduralTask, Task, split_of
 from bsharp.types import Problem
 
@@ -92,7 +92,7 @@ def changed_problem(task: Task, problem: Problem, change: str, rng: np.random.Ge
     """
     if change not in CHANGES:
         raise ValueError(f"unknown change {change!r}; choose from {', '.join(CHANGES)}")
-    embedded = isinstance(task, ProceduralTask) and task.name in TASK_NAMES
+    embedded = isinstance(task, ProceduralTask) and task.name in EMBEDDED_TASKS
     if not embedded:
         return _with_one_of(problem, change, _rewritten(problem, _GENERAL.get(change, ())), rng)
     assert isinstance(task, ProceduralTask)

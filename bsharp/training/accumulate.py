@@ -71,10 +71,13 @@ def accumulate_gradient(
     own, or from passes that keep them apart (`StackedParameters`) where the model allows it and no critic is trained.
     The problems count as drawn at random: where families take turns, their differences count as noise. Under token_mean
     and batch_normalised the problems share a denominator, whose own noise is not seen.
+
+    Gradients of parameters of lower precision than float32 are float32 from the first micro-batch on. With
+    `importance_cap` every token's term is weighed by `truncated_importance_weights`, which is part of the loss.
     """
     config = update.algorithm
     valid = batch.valid & torch.isin(batch.group_index, torch.as_tensor(list(problems)))
-    weights = algorithm.reduction_weights(batch.mask, config.reduction, valid, update.sampling.max_new_tokens)
+    weights = _token_weights(batch, valid, update)
     if advantages.ndim == 1:
         advantages = advantages[:, None].expand(batch.mask.shape)
     parameters = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
@@ -89,7 +92,9 @@ def accumulate_gradient(
             passes.forward(rows)
     for part in silent:
         contributions.record(_comparable_rows(batch, part, config))
-    bundled = critic is None
+    # Recomputing a block in the backward pass would run it on the shared parameters.
+    recomputed = any(getattr(module, "gradient_checkpointing", False) for module in policy.model.modules())
+    bundled = critic is None and not recomputed
     for bundle in _bundles(batch, [part for part in parts if part not in silent], parameters, update.microbatch_rows):
         comparable = [_comparable_rows(batch, part, config) for part in bundle]
         if bundled and len(bundle) > 1:
@@ -123,6 +128,12 @@ class _Passes:
     values: Float[Tensor, "B T"] | None
     returns: Float[Tensor, "B T"] | None
 
+    @property
+    def trains_head(self) -> bool:
+        """Whether the output layer gets a gradient, which is then kept apart through its plain linear map only."""
+        head = self.policy.model.get_output_embeddings()
+        return head is None or any(parameter.requires_grad for parameter in head.parameters())
+
     def forward(self, rows: list[int], stacked: StackedParameters | None = None) -> ForwardResult:
         width = max(1, int(self.batch.mask[rows].sum(-1).max()))
         with stacked or nullcontext():
@@ -134,6 +145,7 @@ class _Passes:
                 *self.update.generates,
                 with_entropy=True,
                 with_hidden=self.critic is not None,
+                whole_logits=stacked is not None and self.trains_head,
             )
         self.sums.observe(rows, result)
         return result
@@ -144,8 +156,8 @@ class _Passes:
         device, width = result.token_logprobs.device, result.token_logprobs.shape[1]
         mask = self.batch.mask[rows, :width].to(device)
         advantages = self.advantages[rows, :width].to(device)
-        behaviour = self.batch.behaviour_logprobs[rows, :width].to(device)
-        terms = _loss_terms(result.token_logprobs, behaviour, advantages, mask, config)
+        before = self.batch.policy_logprobs[rows, :width].to(device)
+        terms = _loss_terms(result.token_logprobs, before, advantages, mask, config)
         loss = algorithm.weighted_sum(terms, self.weights[rows, :width].to(device))
         policy_loss = float(loss.detach())
         if self.critic and result.hidden is not None and self.values is not None and self.returns is not None:
@@ -166,14 +178,25 @@ class _Passes:
 
 def _loss_terms(
     logprobs: Float[Tensor, "B T"],
-    behaviour: Float[Tensor, "B T"],
+    before: Float[Tensor, "B T"],
     advantages: Float[Tensor, "B T"],
     mask: Bool[Tensor, "B T"],
     config: AlgorithmConfig,
 ) -> Float[Tensor, "B T"]:
     if config.loss == "ppo_clip":
-        return algorithm.ppo_clip(logprobs, behaviour, advantages, mask, config.clip_low, config.clip_high)[0]
+        return algorithm.ppo_clip(logprobs, before, advantages, mask, config.clip_low, config.clip_high)[0]
     return algorithm.reinforce(logprobs, advantages, mask)
+
+
+def _token_weights(batch: RolloutBatch, valid: Bool[Tensor, " B"], update: Update) -> Float[Tensor, "B T"]:
+    """What every token's term counts in the loss: its share of the reduction, times its importance weight."""
+    config = update.algorithm
+    weights = algorithm.reduction_weights(batch.mask, config.reduction, valid, update.sampling.max_new_tokens)
+    if config.importance_cap is None:
+        return weights
+    return weights * algorithm.truncated_importance_weights(
+        batch.policy_logprobs, batch.behaviour_logprobs, batch.mask, config.importance_cap
+    )
 
 
 def _parts(
@@ -227,8 +250,8 @@ class _Sums:
     def __init__(self, batch: RolloutBatch, valid: Bool[Tensor, " B"]) -> None:
         self._mask = batch.mask & valid[:, None]
         self.tokens = int(self._mask.sum())
-        self._behaviour = batch.behaviour_logprobs
-        self._logprobs = batch.behaviour_logprobs.clone()
+        self._batch = batch
+        self._logprobs = batch.policy_logprobs.clone()
         self._entropy = torch.zeros(batch.mask.shape)
         # Every key is there from the start: a minibatch without a valid row still logs all of them.
         self._totals: dict[str, float] = {"loss/policy": 0.0}
@@ -243,22 +266,15 @@ class _Sums:
             self._entropy[rows, : logprobs.shape[1]] = result.entropy.float().cpu()
 
     def metrics(self, advantages: Float[Tensor, "B T"], config: AlgorithmConfig) -> dict[str, float]:
-        """Sums and token means; the importance ratio π/π_behaviour is watched under every loss."""
-        mask = self._mask
+        """Sums and token means; the ratio to the policy before the update and the mismatch to the sampler, under every loss."""
+        mask, batch = self._mask, self._batch
         _, ratio = algorithm.ppo_clip(
-            self._logprobs, self._behaviour, advantages.cpu(), mask, config.clip_low, config.clip_high
+            self._logprobs, batch.policy_logprobs, advantages.cpu(), mask, config.clip_low, config.clip_high
         )
-        difference = torch.where(mask, (self._logprobs - self._behaviour).abs(), 0.0)
+        trainer = self._logprobs if batch.trainer_logprobs is None else batch.trainer_logprobs
+        mismatch = algorithm.sampler_mismatch(trainer, batch.behaviour_logprobs, mask, config.importance_cap)
         entropy = float(masked_mean(self._entropy.double(), mask)) if self.tokens else float("nan")
-        return (
-            self._totals
-            | ratio.as_metrics()
-            | {
-                "sampling_logp_difference/mean": float(difference.sum()) / max(1, self.tokens),
-                "sampling_logp_difference/max": float(difference.max()) if difference.numel() else 0.0,
-                "entropy/exact_nats_per_token": entropy,
-            }
-        )
+        return self._totals | ratio.as_metrics() | mismatch | {"entropy/exact_nats_per_token": entropy}
 
 
 def _noise_metrics(noise: GradientNoise | None) -> dict[str, float]:

@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from bsharp.config import EMBEDDED_TASKS
 from bsharp.generation import Decoder, GenerationRequest, SamplingParams
 from bsharp.models.loading import LanguageModel
 from bsharp.rewards import reward_for
 from bsharp.rollouts import grade_completions
 from bsharp.seeding import stream_seed
-from bsharp.tasks import TASK_NAMES, Family, Role, Split, load_task
+from bsharp.tasks import Family, Role, Split, load_task
 from bsharp.tasks.corpus import CorpusConfig, strategy_probabilities
 from bsharp.types import Completion, Grade, GradeStatus, Problem
 
@@ -51,7 +52,7 @@ def family_figures(
     """
     asked = [
         problem
-        for task_name in TASK_NAMES
+        for task_name in EMBEDDED_TASKS
         for family in load_task(task_name).families
         for problem in load_task(task_name).problems(Split.TEST, problems, seed, families=[family])
     ]
@@ -79,7 +80,7 @@ def _answers(
     language_model: LanguageModel, asked: Sequence[Problem], counts: Sequence[int], seed: int, params: SamplingParams
 ) -> tuple[list[tuple[Completion, ...]], list[tuple[Grade, ...]]]:
     """Completions of every problem and their grades."""
-    tasks = {name: load_task(name) for name in TASK_NAMES}
+    tasks = {name: load_task(name) for name in EMBEDDED_TASKS}
     requests = [
         GenerationRequest(
             tuple(language_model.encode(tasks[problem.task].prompt(problem))),

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, load_model, save_file
 
 from bsharp.models.loading import LanguageModel, save_language_model
+from bsharp.models.placement import has_adapter
 from bsharp.training.optimizer import load_optimizer, save_optimizer
 from bsharp.training.step import Critic
 
@@ -31,7 +32,7 @@ class Progress:
 
 
 def save_policy(policy: LanguageModel, folder: Path) -> None:
-    """Write the policy as an ordinary Hugging Face folder, in one step."""
+    """Write the policy as an ordinary Hugging Face folder, of its adapters where it has some, in one step."""
     temporary = folder.with_name(folder.name + ".part")
     shutil.rmtree(temporary, ignore_errors=True)
     save_language_model(policy, temporary)
@@ -68,11 +69,20 @@ def latest_checkpoint(folder: Path) -> Path | None:
 def load_checkpoint(
     path: Path, policy: LanguageModel, optimizer: torch.optim.Optimizer, critic: Critic | None
 ) -> Progress:
-    """Restore policy, optimizer and critic in place; the base is not touched. Returns the run's progress."""
-    # load_model knows about tied weights, of which safetensors keeps one copy.
-    load_model(policy.model, path / "model.safetensors")
+    """Restore policy, optimizer and critic in place, bit for bit; the base is not touched. Returns the run's progress."""
+    _load_weights(policy, path)
     load_optimizer(optimizer, path / "optimizer")
     if critic:
         critic.head.load_state_dict(load_file(path / "value_head.safetensors"))
         load_optimizer(critic.optimizer, path / "value_optimizer")
     return Progress(**json.loads((path / "progress.json").read_text(encoding="utf-8")))
+
+
+def _load_weights(policy: LanguageModel, path: Path) -> None:
+    if has_adapter(policy.model):
+        from peft import set_peft_model_state_dict
+
+        set_peft_model_state_dict(policy.model, load_file(path / "adapter_model.safetensors"))
+        return
+    # load_model knows about tied weights, of which safetensors keeps one copy.
+    load_model(policy.model, path / "model.safetensors")

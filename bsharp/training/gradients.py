@@ -17,7 +17,8 @@ class PartGradients:
     """Adds up the gradients of the parts of a batch, each kept apart until then, and keeps their squared norms.
 
     The parameters' `.grad` is empty from the start and after every `record`; `finish` leaves the sum there. One norm
-    and one addition per part; no extra pass and no copy.
+    and one addition per part; no extra pass and no copy. Gradients of parameters of lower precision become float32 as
+    they arrive, so that what micro-batches and parts add up to is rounded in float32 only.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
@@ -26,6 +27,9 @@ class PartGradients:
         self._norms_squared: list[float] = []
         self._rows: list[int] = []
         self.discard()
+        for parameter in parameters:
+            if parameter.dtype != _gradient_dtype(parameter):
+                parameter.grad_dtype = _gradient_dtype(parameter)
 
     def record(self, rows: int) -> None:
         """Call after the backward passes of each part; `rows` of it could have a gradient, and without any it is no part.
@@ -57,7 +61,7 @@ class PartGradients:
         """
         nothing = zeros and all(total is None for total in self._sums)
         for parameter, total in zip(self._parameters, self._sums, strict=True):
-            parameter.grad = torch.zeros_like(parameter) if nothing else total
+            parameter.grad = torch.zeros_like(parameter, dtype=_gradient_dtype(parameter)) if nothing else total
         if len(self._rows) < 2:
             return None
         return gradient_noise(self._norms_squared, self._rows, _squared_norm(self._sums))
@@ -72,6 +76,10 @@ class PartGradients:
             held = self._sums[place]
             if contribution is not None:
                 self._sums[place] = contribution if held is None else held.add_(contribution)
+
+
+def _gradient_dtype(parameter: nn.Parameter) -> torch.dtype:
+    return torch.promote_types(parameter.dtype, torch.float32)
 
 
 def _squared_norm(tensors: Sequence[Tensor | None]) -> float:

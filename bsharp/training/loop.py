@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bsharp import algorithm
 from bsharp.algorithm import Objective
@@ -15,6 +16,7 @@ from bsharp.config import ConfigError, TrainConfig
 from bsharp.generation.interface import Generator, LogitsError, SamplingParams
 from bsharp.models.loading import LanguageModel
 from bsharp.models.logprobs import forward_responses
+from bsharp.models.placement import has_adapter
 from bsharp.models.value_head import ValueHead
 from bsharp.models.weights import save_difference
 from bsharp.rewards import RewardFunction
@@ -24,7 +26,7 @@ from bsharp.seeding import generator as random_stream
 from bsharp.seeding import stream_seed
 from bsharp.tasks import Task
 from bsharp.training.checkpoints import Progress, latest_checkpoint, load_checkpoint, save_checkpoint, save_policy
-from bsharp.training.optimizer import build_optimizer, learning_rate_factor
+from bsharp.training.optimizer import MasterWeights, build_optimizer, learning_rate_factor
 from bsharp.training.problems import ProblemStream
 from bsharp.training.step import Critic, Update, training_step
 
@@ -40,6 +42,10 @@ Alarms = Callable[[int, Mapping[str, float | None]], Sequence[Mapping[str, Any]]
 """(step, metrics) → rows of alarms.jsonl: `sentence` says what happened, `stops` that the output has degenerated."""
 
 EXACT_KL_ROWS = 64
+EXACT_KL_TOKENS = 2**14
+"""Response tokens whose exact KL is computed at a check, at most; always those of one row at least."""
+EXACT_KL_BYTES = 2**28
+"""Logits held at once for it, of each of the two models, in fp32; what is computed from them takes a few times as much."""
 
 
 def train_policy(
@@ -58,6 +64,7 @@ def train_policy(
 ) -> Progress:
     """Train `policy` in place, from the run's last checkpoint if it has one, to the last step.
 
+    Only the parameters that require a gradient train, and with adapters checkpoints/, last/ and best/ hold these alone.
     Writes metrics.jsonl, gradients.jsonl, alarms.jsonl, snapshots/, checkpoints/, last/ and best/ into the run directory. A
     gradient that is not finite ends the run at the weights before it, weights or logits that are not finite at those of the
     last checkpoint (or the base), a collapse at its own weights where config.stop_on_collapse; `Progress.stopped` says so.
@@ -72,8 +79,9 @@ def train_policy(
     params = SamplingParams(
         config.sampling.max_new_tokens, config.sampling.temperature, fixed_length=config.sampling.fixed_length
     )
+    untrained = _untrained(policy, base)
     progress = _resume(run, policy, optimizer, critic)
-    snapshots = _snapshots_fit(config, parameters)
+    snapshots = _snapshots_kept(config, policy)
     if validate and progress.step == 0 and not progress.stopped:
         generator.sync_weights(policy.model, 0)
         # The check before training starts the trace; it is the base, so it cannot become the best checkpoint.
@@ -103,7 +111,7 @@ def train_policy(
                 generator.sync_weights(policy.model, step)
                 metrics |= validate(policy, step)
         except LogitsError:
-            progress = _give_up(run, policy, base, optimizer, critic, step, alarms)
+            progress = _give_up(run, policy, untrained, optimizer, critic, step, alarms)
             break
         metrics |= summarize_rollouts(groups) | exact_kl | _speed(batch, sampled - started, updated - scored)
         metrics["learning_rate"] = optimizer.param_groups[0]["lr"]
@@ -178,16 +186,29 @@ def _resume(
     return progress
 
 
-def _snapshots_fit(config: TrainConfig, parameters: Sequence[torch.nn.Parameter]) -> bool:
-    """Whether all snapshots of the run stay within the megabytes allowed: a part of a path would be misread."""
+def _snapshots_kept(config: TrainConfig, policy: LanguageModel) -> bool:
+    """Whether the run keeps snapshots: of whole weights, where all of the run stay within the megabytes allowed.
+
+    A part of a path would be misread, and adapters are not on the surface of the weights: their products are.
+    """
+    if has_adapter(policy.model):
+        return False
     count = math.ceil(config.steps / config.watch.snapshot_every)
-    return 2e-6 * count * sum(parameter.numel() for parameter in parameters) <= config.watch.snapshot_megabytes
+    size = sum(parameter.numel() for parameter in policy.model.parameters() if parameter.requires_grad)
+    return bool(2e-6 * count * size <= config.watch.snapshot_megabytes)
+
+
+def _untrained(policy: LanguageModel, base: LanguageModel) -> Mapping[str, Tensor]:
+    """The weights before any training: the base's own, or a copy of the adapters, which the base does not have."""
+    if not has_adapter(policy.model):
+        return dict(base.model.state_dict())
+    return {name: p.detach().clone() for name, p in policy.model.named_parameters() if p.requires_grad}
 
 
 def _give_up(
     run: RunDirectory,
     policy: LanguageModel,
-    base: LanguageModel,
+    untrained: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
     critic: Critic | None,
     step: int,
@@ -199,7 +220,9 @@ def _give_up(
         progress = load_checkpoint(checkpoint, policy, optimizer, critic)
     else:
         progress = Progress()
-        policy.model.load_state_dict(base.model.state_dict())
+        policy.model.load_state_dict(untrained, strict=not has_adapter(policy.model))
+        if isinstance(optimizer, MasterWeights):
+            optimizer.restart()
     progress.stopped = (
         f"weights or logits were not finite at step {step}, those of step {progress.step} are kept; "
         "lower optimizer.learning_rate"
@@ -246,25 +269,43 @@ def _minibatch_order(config: TrainConfig, problems: int, step: int) -> list[list
 
 @torch.inference_mode()
 def _exact_kl(policy: LanguageModel, base: LanguageModel, batch: RolloutBatch, update: Update) -> dict[str, float]:
-    """KL(policy‖base) of the next-token distributions, averaged over the response tokens of the first rows."""
-    rows = list(range(min(EXACT_KL_ROWS, update.microbatch_rows, batch.rows)))
-    width = max(1, int(batch.mask[rows].sum(-1).max()))
-    mask = batch.mask[rows, :width]
+    """KL(policy‖base) of the next-token distributions, averaged over the response tokens of the first rows.
+
+    These are as many rows as a micro-batch has, at most 64 and of at most EXACT_KL_TOKENS tokens with their padding. Whole
+    rows are run together as EXACT_KL_BYTES of logits allow; a single response beyond that is run in pieces, each
+    behind the prompt and the pieces before it.
+    """
+    lengths = batch.mask.sum(-1).tolist()
+    rows = min(EXACT_KL_ROWS, update.microbatch_rows, batch.rows)
+    while rows > 1 and rows * max(lengths[:rows]) > EXACT_KL_TOKENS:
+        rows -= 1
+    at_once = max(1, EXACT_KL_BYTES // (4 * policy.vocab_size))
+    together = max(1, at_once // max([1, *lengths[:rows]]))
+    sums: list[Tensor] = []
+    with base.ready():  # an offloaded base is brought once, not for every piece
+        for first in range(0, rows, together):
+            part = list(range(first, min(first + together, rows)))
+            width = max([1, *(lengths[row] for row in part)])
+            for start in range(0, width, at_once):
+                sums.append(_sum_of_kl(policy, base, batch, update, part, slice(start, min(start + at_once, width))))
+    tokens = batch.mask[:rows].sum().clamp(min=1)
+    return {"kl(policy||base)/exact_nats_per_token": float(torch.stack(sums).sum() / tokens)}
+
+
+def _sum_of_kl(
+    policy: LanguageModel, base: LanguageModel, batch: RolloutBatch, update: Update, rows: list[int], piece: slice
+) -> Tensor:
+    """Sum of the exact KL over the response tokens of these rows at the places of `piece`."""
+    before = [[*batch.prompt_token_ids[row], *batch.response_token_ids[row, : piece.start].tolist()] for row in rows]
+    token_ids, mask = batch.response_token_ids[rows, piece], batch.mask[rows, piece]
     logits = [
-        forward_responses(
-            model,
-            [batch.prompt_token_ids[row] for row in rows],
-            batch.response_token_ids[rows, :width],
-            mask,
-            *update.generates,
-            with_logits=True,
-        ).logits
+        forward_responses(model, before, token_ids, mask, *update.generates, with_logits=True).logits
         for model in (policy, base)
     ]
     assert logits[0] is not None
     assert logits[1] is not None
     kl = algorithm.exact_kl_policy_base(logits[0], logits[1].to(logits[0].device)).cpu()
-    return {"kl(policy||base)/exact_nats_per_token": float(torch.where(mask, kl, 0.0).sum() / mask.sum().clamp(min=1))}
+    return torch.where(mask, kl, 0.0).sum()
 
 
 def _speed(batch: RolloutBatch, rollout_seconds: float, update_seconds: float) -> dict[str, float]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,14 @@ from torch import nn
 
 from bsharp.config import ConfigError, OptimizerConfig
 
-__all__ = ["build_optimizer", "learning_rate_factor", "load_optimizer", "save_optimizer"]
+__all__ = ["MasterWeights", "build_optimizer", "learning_rate_factor", "load_optimizer", "save_optimizer"]
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
-    """`torch.optim.<name>` over the parameters. Raises ConfigError for an unknown name or an option it does not take."""
+    """`torch.optim.<name>` over the parameters, on `MasterWeights` where one of them is less precise than float32.
+
+    Raises ConfigError for an unknown name or an option it does not take.
+    """
     kind = getattr(torch.optim, config.name, None)
     if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)) or kind is torch.optim.Optimizer:
         known = sorted(
@@ -34,11 +38,67 @@ def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig)
             "serve; choose a first-order one such as AdamW"
         )
     try:
-        build: Callable[..., torch.optim.Optimizer] = kind
-        return build(list(parameters), lr=config.learning_rate, **dict(config.options))
+        kind_of: Callable[..., torch.optim.Optimizer] = kind
+        build = functools.partial(kind_of, lr=config.learning_rate, **dict(config.options))
+        weights = list(parameters)
+        return MasterWeights(weights, build) if any(map(_low_precision, weights)) else build(weights)
     except (TypeError, ValueError) as error:
         options = dict(config.options)
         raise ConfigError(f"optimizer.options = {options!r} do not fit torch.optim.{config.name}: {error}") from None
+
+
+class MasterWeights(torch.optim.Optimizer):
+    """Any optimizer, on float32 copies of the parameters that are less precise; each step is rounded into these at its end.
+
+    A bfloat16 weight has 8 significant bits: an update below 1/512 of it would be lost, at learning rates like 1e-6 every one.
+    In the copies updates add up as they do in a float32 run, and the weights are that run's, rounded. Gradients are
+    taken from the parameters' `.grad` and may be float32 there. 4 bytes a weight more than the optimizer alone.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        build: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
+    ) -> None:
+        self._weights = list(parameters)
+        self.masters = [nn.Parameter(p.detach().float()) if _low_precision(p) else p for p in self._weights]
+        self._inner = build(self.masters)
+        # The very dictionaries of the inner optimizer: a learning rate set here is set there.
+        super().__init__(self._inner.param_groups, self._inner.defaults)
+        self.state = self._inner.state
+
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One step of the inner optimizer from the parameters' gradients, without a closure."""
+        assert closure is None
+        pairs = [(p, master) for p, master in zip(self._weights, self.masters, strict=True) if p is not master]
+        for parameter, master in pairs:
+            master.grad = None if parameter.grad is None else parameter.grad.to(master.dtype)
+        self._inner.step()
+        with torch.no_grad():
+            for parameter, master in pairs:
+                master.grad = None
+                parameter.copy_(master)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for parameter in self._weights:
+            if set_to_none or parameter.grad is None:
+                parameter.grad = None
+            else:
+                parameter.grad.zero_()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._inner.load_state_dict(state_dict)
+        self.param_groups, self.state = self._inner.param_groups, self._inner.state
+
+    def restart(self) -> None:
+        """Take the parameters' present values as the float32 weights."""
+        with torch.no_grad():
+            for parameter, master in zip(self._weights, self.masters, strict=True):
+                master.copy_(parameter)
+
+
+def _low_precision(parameter: nn.Parameter) -> bool:
+    return parameter.dtype in (torch.bfloat16, torch.float16)
 
 
 def learning_rate_factor(step: int, total_steps: int, config: OptimizerConfig) -> float:
@@ -58,7 +118,7 @@ def learning_rate_factor(step: int, total_steps: int, config: OptimizerConfig) -
 
 
 def save_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
-    """Tensors of the state to `path`.safetensors, everything else to `path`.json: nothing is pickled."""
+    """Tensors of the state to `path`.safetensors, master weights among them, the rest to `path`.json: nothing is pickled."""
     state = optimizer.state_dict()
     tensors: dict[str, torch.Tensor] = {}
     scalars: dict[str, dict[str, Any]] = {}
@@ -68,6 +128,8 @@ def save_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
                 tensors[f"{index}.{name}"] = value.contiguous()
             else:
                 scalars.setdefault(str(index), {})[name] = value
+    if isinstance(optimizer, MasterWeights):
+        tensors |= {f"master.{index}": master.detach().contiguous() for index, master in enumerate(optimizer.masters)}
     save_file(tensors, path.with_suffix(".safetensors"))
     rest = {"scalars": scalars, "param_groups": state["param_groups"]}
     path.with_suffix(".json").write_text(json.dumps(rest), encoding="utf-8")
@@ -79,5 +141,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
     state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in rest["scalars"].items()}
     for key, tensor in load_file(path.with_suffix(".safetensors")).items():
         index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = tensor
+        if index == "master":
+            assert isinstance(optimizer, MasterWeights)
+            optimizer.masters[int(name)].data.copy_(tensor)
+        else:
+            state.setdefault(int(index), {})[name] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": rest["param_groups"]})

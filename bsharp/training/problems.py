@@ -15,13 +15,20 @@ __all__ = ["ProblemStream"]
 class ProblemStream:
     """Training problems in a fixed order given the seed: no problem twice in a pass, tasks and families in turn.
 
-    A pass over a task ends when its training problems are used up; the next one deals them in another order.
+    A pass over a task ends when its training problems are used up; the next one deals them in another order. Raises
+    ConfigError without a task, and for a task that has no problems to train on.
     """
 
     def __init__(self, tasks: Mapping[str, Task], config: TrainConfig) -> None:
         if not tasks:
             raise ConfigError("tasks = () leaves nothing to train on; name at least one task")
         self._tasks = list(tasks.values())
+        for name, task in tasks.items():
+            if task.size(Split.TRAIN) < 1:
+                raise ConfigError(
+                    f"task {name} has no training problems, only ones to evaluate on; train on another task and name this one "
+                    "in evaluation_tasks"
+                )
         self._per_step = config.sampling.prompts_per_step
         self._seed = config.seed
         needed = -(-config.steps * self._per_step // len(self._tasks))
@@ -40,5 +47,7 @@ class ProblemStream:
         if key not in self._passes:
             task = self._tasks[task_index]
             seed = stream_seed(self._seed, "problems", task.name, number)
+            # Of a small file there may be thousands of passes: only the one before is kept, which the same step may still see.
+            self._passes.pop((task_index, number - 2), None)
             self._passes[key] = task.problems(Split.TRAIN, self._pass_length[task_index], seed)
         return self._passes[key][offset]

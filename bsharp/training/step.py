@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -41,15 +42,16 @@ def training_step(
     """Score the rollouts, turn scores into advantages, update the policy once per minibatch; returns the metrics.
 
     `minibatch_order` deals the problems of each pass: one list of problem indices per update, all passes in a row;
-    by default every update sees all problems.
+    by default every update sees all problems. With `importance_cap` the policy scores its rollouts before the first
+    update: these log-probabilities stand for it from there on, and the sampler's only in the importance weights.
     """
-    base_logprobs = response_logprobs(
-        base, batch.prompt_token_ids, batch.response_token_ids, batch.mask, *update.generates, update.microbatch_rows
-    )
+    base_logprobs = _score(base, batch, update)
+    if update.algorithm.importance_cap is not None:
+        batch = dataclasses.replace(batch, trainer_logprobs=_score(policy, batch, update))
     inputs = ScoreInputs(
         rewards=batch.rewards,
         base_token_logprobs=base_logprobs,
-        behaviour_token_logprobs=batch.behaviour_logprobs,
+        behaviour_token_logprobs=batch.policy_logprobs,
         completion_mask=batch.mask,
     )
     scores = objective.score(inputs)
@@ -58,6 +60,19 @@ def training_step(
     passes = minibatch_order or [range(batch.problems)] * update.algorithm.epochs
     metrics = update_policy(policy, optimizer, batch, advantages, update, passes, critic, values, returns)
     return score_metrics(batch, scores, base_logprobs) | metrics
+
+
+def _score(language_model: LanguageModel, batch: RolloutBatch, update: Update) -> Float[Tensor, "B T"]:
+    """Log-probabilities of the rollouts under a model, (B, T) nats; 0 outside the mask."""
+    with language_model.ready():  # an offloaded base is brought once, not for every micro-batch
+        return response_logprobs(
+            language_model,
+            batch.prompt_token_ids,
+            batch.response_token_ids,
+            batch.mask,
+            *update.generates,
+            update.microbatch_rows,
+        )
 
 
 def advantages_of(
@@ -116,7 +131,7 @@ def _over_updates(collected: Sequence[Mapping[str, float]]) -> dict[str, float]:
     for key in collected[0]:
         values = [metrics[key] for metrics in collected]
         numbers = [value for value in values if value == value]
-        if key.startswith(("sampling_logp_difference", "entropy")):
+        if key.startswith(("sampling_logp_difference", "importance_sampling_ratio", "entropy")):
             combined[key] = values[0]
         elif key.endswith("/max"):
             combined[key] = max(values)
@@ -137,9 +152,9 @@ def score_metrics(
 ) -> dict[str, float]:
     """Reward, score, KL to the base (k1, k2, k3) and group figures of the rollouts, over the valid rows."""
     valid, mask = batch.valid, batch.mask & batch.valid[:, None]
-    behaviour = batch.behaviour_logprobs
+    policy_logprobs = batch.policy_logprobs
     rewards, valid_scores = batch.rewards[valid], scores[valid]
-    log_ratio = masked_sum(behaviour - base_logprobs, mask)[valid]
+    log_ratio = masked_sum(policy_logprobs - base_logprobs, mask)[valid]
     reward_groups = algorithm.zero_variance_groups(batch.rewards, batch.group_index, valid)
     score_groups = algorithm.zero_variance_groups(scores, batch.group_index, valid)
     return {
@@ -154,13 +169,13 @@ def score_metrics(
         "invalid_completions": float((~valid).sum()),
         "kl(policy||base)/k1_nats_per_sequence": _mean(log_ratio),
         "kl(policy||base)/k1_nats_per_token": float(
-            masked_mean(algorithm.k1_policy_base(behaviour, base_logprobs), mask)
+            masked_mean(algorithm.k1_policy_base(policy_logprobs, base_logprobs), mask)
         ),
         "kl(policy||base)/k2_nats_per_token": float(
-            masked_mean(algorithm.k2_policy_base(behaviour, base_logprobs), mask)
+            masked_mean(algorithm.k2_policy_base(policy_logprobs, base_logprobs), mask)
         ),
         "kl(policy||base)/k3_nats_per_token": float(
-            masked_mean(algorithm.k3_policy_base(behaviour, base_logprobs), mask)
+            masked_mean(algorithm.k3_policy_base(policy_logprobs, base_logprobs), mask)
         ),
     }
 

@@ -14,7 +14,9 @@ from bsharp.algorithm import (
     ppo_clip,
     reduction_weights,
     reinforce,
+    sampler_mismatch,
     task_reward,
+    truncated_importance_weights,
     value_loss,
     weighted,
     weighted_sum,
@@ -197,3 +199,62 @@ def test_value_loss_table(value: float, expected: float, slope: float) -> None:
     (gradient,) = torch.autograd.grad(terms.sum(), values)
     assert terms.tolist() == [pytest.approx([expected, 0.0])]
     assert gradient.tolist() == [pytest.approx([slope, 0.0])]
+
+
+@pytest.mark.parametrize(
+    ("policy", "sampler", "cap", "weight"),
+    [
+        (0.3, 0.3, 20.0, 1.0),
+        (0.6, 0.2, 20.0, 3.0),
+        (0.6, 0.2, math.inf, 3.0),
+        (0.6, 0.2, 2.0, 2.0),  # the cap binds
+        (0.1, 0.4, 2.0, 0.25),  # tokens that the sampler likes better are never capped
+        (0.1, 0.4, 0.2, 0.2),
+    ],
+)
+def test_truncated_importance_weight_table(policy: float, sampler: float, cap: float, weight: float) -> None:
+    mask = torch.tensor([[True, False]])
+    trainer = torch.tensor([[math.log(policy), NAN]], requires_grad=True)
+    found = truncated_importance_weights(trainer, torch.tensor([[math.log(sampler), NAN]]), mask, cap)
+    assert found.tolist() == [pytest.approx([weight, 0.0])]
+    assert not found.requires_grad
+
+
+def test_a_ratio_beyond_all_numbers_is_capped_and_a_cap_that_is_not_positive_is_refused() -> None:
+    one = torch.ones(1, 1, dtype=torch.bool)
+    assert float(truncated_importance_weights(torch.zeros(1, 1), torch.full((1, 1), -500.0), one, 20.0)) == 20.0
+    for cap in (0.0, -1.0, NAN):
+        with pytest.raises(ValueError, match=r"importance cap = .*give a positive number"):
+            truncated_importance_weights(torch.zeros(1, 1), torch.zeros(1, 1), one, cap)
+
+
+def test_importance_weights_without_a_cap_make_single_draws_from_another_distribution_exact() -> None:
+    # E_mu[w f(y) d log pi(y)] = d E_pi[f] for responses of one token, by enumeration; without weights it is not.
+    logits = random(5, 6).requires_grad_(True)
+    logprobs, behaviour, values = logits.log_softmax(0)[:, None], random(6, 6).log_softmax(0)[:, None], random(7, 6)
+    mask = torch.ones(6, 1, dtype=torch.bool)
+    (exact,) = torch.autograd.grad((logprobs[:, 0].exp() * values).sum(), logits, retain_graph=True)
+    for cap, is_exact in ((math.inf, True), (1.1, False)):
+        weights = truncated_importance_weights(logprobs, behaviour, mask, cap)
+        terms = reinforce(logprobs, values, mask) * weights * behaviour.exp()
+        (found,) = torch.autograd.grad(terms.sum(), logits, retain_graph=True)
+        assert torch.allclose(-found, exact, rtol=1e-12, atol=1e-12) is is_exact
+
+
+def test_the_mismatch_of_the_sampler_is_that_of_the_untruncated_ratio_over_response_tokens() -> None:
+    trainer = torch.tensor([[0.6, 0.1, NAN], [0.2, NAN, NAN]]).log()
+    sampler = torch.tensor([[0.2, 0.4, 0.5], [0.2, NAN, 0.1]]).log()
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]]).bool()
+    found = sampler_mismatch(trainer, sampler, mask, cap=2.0)
+    assert found == pytest.approx(
+        {
+            "sampling_logp_difference/mean": (math.log(3) + math.log(4)) / 3,
+            "sampling_logp_difference/max": math.log(4),
+            "importance_sampling_ratio/mean": (3 + 0.25 + 1) / 3,
+            "importance_sampling_ratio/min": 0.25,
+            "importance_sampling_ratio/max": 3.0,
+            "importance_sampling_ratio/capped": 1 / 3,
+        }
+    )
+    assert sampler_mismatch(trainer, sampler, mask) == found | {"importance_sampling_ratio/capped": 0.0}
+    assert set(sampler_mismatch(trainer, sampler, torch.zeros_like(mask), cap=2.0).values()) == {0.0}

@@ -189,3 +189,26 @@ def test_a_missing_base_or_one_of_several_seeds_is_refused() -> None:
         calibration({"regime": SEEDS})
     with pytest.raises(ValueError, match="base has records of 3 seeds; the base is evaluated once"):
         calibration({"base": SEEDS})
+
+
+def test_where_no_completion_holds_an_answer_nothing_is_called_calibrated() -> None:
+    silent = answered([[None] * 4] * 12)
+    found = calibration({"base": [silent], "regime": [silent, silent]})
+    assert found["models"]["regime"]["ece"]["estimate"] is None
+    assert "no completion holds an answer" in found["models"]["regime"]["ece"]["note"]
+    assert all(figure["estimate"] is None for figure in found["changes"]["regime"].values())
+
+
+@pytest.mark.parametrize("answer", [GOLD, "8"])
+def test_votes_that_are_alike_on_every_problem_give_no_error_without_width(answer: str) -> None:
+    alike = answered([[answer] * 4] * 12)
+    found = calibration({"base": [alike], "regime": [alike, alike]})
+    unseen = 1 - 0.025 ** (1 / 12)
+    wrong = float(answer != GOLD)
+    for model in ("base", "regime"):
+        ece = found["models"][model]["ece"]
+        assert (ece["estimate"], ece["low"], ece["high"]) == pytest.approx(
+            (wrong, max(0.0, wrong - unseen), min(1.0, wrong + unseen))
+        )
+    change = found["changes"]["regime"]["ece_change"]
+    assert (change["estimate"], change["low"], change["high"]) == pytest.approx((0.0, -unseen, unseen))

@@ -89,3 +89,10 @@ def test_a_base_of_several_seeds_and_other_problems_are_refused() -> None:
         drift({"base": [BASE, BASE]})
     with pytest.raises(ValueError, match="lacks problem task/0012 and 11 more"):
         drift({"base": [BASE], "regime": [simulated(1, problems=12)]})
+
+
+def test_no_answer_of_any_problem_leaves_an_interval_for_problems_not_seen() -> None:
+    silent = answered([[None] * 4] * 12)
+    found = drift({"base": [silent], "r": [silent]})["models"]["r"]["overall"]["distinct_answers"]
+    assert (found["estimate"], found["low"]) == (0.0, 0.0)
+    assert found["high"] == pytest.approx(4 * (1 - 0.025 ** (1 / 12)))

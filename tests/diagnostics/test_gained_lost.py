@@ -150,3 +150,27 @@ def test_a_missing_base_and_a_threshold_without_meaning_are_refused() -> None:
         gained_lost({"base": REGIME})
     with pytest.raises(ValueError, match=r"threshold in \(0, 1\], got 0"):
         gained_lost({"base": [BASE]}, threshold=0.0)
+
+
+@pytest.mark.parametrize(("answer", "key"), [("8", "gained"), ("7", "lost")])
+def test_a_base_that_is_never_or_always_right_may_by_chance_flip_as_many_as_its_samples_allow(
+    answer: str, key: str
+) -> None:
+    problems, samples = 400, 2
+    base = answered([[answer] * samples] * problems)
+    found = gained_lost({"base": [base], "regime": [base]})["regimes"]["regime"]["expected_by_chance"]
+    # At half of 2 samples one right sample solves; the largest chance that 800 samples of one kind leave possible:
+    chance = 1 - 0.025 ** (1 / (problems * samples))
+    flips = 1 - (1 - chance) ** samples if key == "gained" else chance**samples
+    assert found[key]["high"] == stats.binom.ppf(0.975, problems, flips)
+    assert found[key]["low"] == 0
+    assert found[key]["estimate"] < 0.5
+    if key == "gained":
+        assert found[key]["high"] > 0
+
+
+def test_problems_without_a_family_role_or_mode_are_counted_like_others() -> None:
+    plain = {"task": "math500", "family": "algebra", "role": "none", "mode": "none", "difficulty": 5}
+    found = gained_lost({"base": [answered([["8"] * 4] * 3, **plain)], "r": [answered([["7"] * 4] * 3, **plain)]})
+    assert found["regimes"]["r"]["by_family"] == {"algebra": {"kept": 0, "gained": 3, "lost": 0, "never": 0}}
+    assert list(found["regimes"]["r"]["by_difficulty"]) == ["5"]

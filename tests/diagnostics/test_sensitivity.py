@@ -37,7 +37,7 @@ class Ruled:
 class RuledDecoder:
     """Stands in for the decoder; sampled completions follow the same rule as greedy ones."""
 
-    def __init__(self, policy: Ruled, max_rows: int) -> None:
+    def __init__(self, policy: Ruled, max_rows: int, backend: str) -> None:
         self._rule = policy.rule
 
     def generate(self, requests: Sequence[GenerationRequest], params: SamplingParams) -> list[tuple[Completion, ...]]:
@@ -67,7 +67,7 @@ def table(
     reward: RewardFunction | None = None,
     problems: Sequence[Problem] = PROBLEMS,
 ) -> dict:
-    monkeypatch.setattr(sensitivity, "Decoder", RuledDecoder)
+    monkeypatch.setattr(sensitivity, "generator_for", RuledDecoder)
     made = sensitivity_table(
         Ruled(base),
         {name: [lambda rule=rule: Ruled(rule) for rule in rules] for name, rules in (policies or {}).items()},
@@ -225,3 +225,56 @@ def test_wrong_arguments_are_refused_with_what_to_give(monkeypatch: pytest.Monke
         table(monkeypatch, right_on_originals, problems=[])
     with pytest.raises(ValueError, match="samples = 0"):
         sensitivity_table(Ruled(right_on_originals), {}, {}, {}, problems=PROBLEMS, samples=0, seed=0, max_new_tokens=8)
+
+
+class TextTask:
+    """Problems as public data sets have them: a text, no families, no numbers to draw again."""
+
+    name = "text"
+    families: Mapping[str, object] = {}
+
+    def prompt(self, problem: Problem) -> str:
+        return problem.question
+
+
+class Trimmed(Ruled):
+    """A model whose chat template trims what the user says."""
+
+    def encode(self, text: str) -> list[int]:
+        return super().encode(text.strip())
+
+
+QUESTIONS = ("Find $\\frac{1}{2} + x$ for $x = 3$", "Let $f(x) = x^2$. Find $f(4)$. Give it as an integer")
+
+
+def text_table(monkeypatch: pytest.MonkeyPatch, kind: type[Ruled]) -> dict[str, dict]:
+    monkeypatch.setattr(sensitivity, "generator_for", RuledDecoder)
+    problems = [Problem(f"text/{i}", "text", "text", question, "7") for i, question in enumerate(QUESTIONS)]
+    rewards = {"text": reward_for(load_task("math_mini"))}
+    made = sensitivity_table(
+        kind(wrong_and_different),
+        {},
+        {"text": TextTask()},
+        rewards,
+        problems=problems,
+        samples=1,
+        seed=0,
+        max_new_tokens=8,
+    )
+    return {row["change"]: row for row in made["changes"]}
+
+
+def test_problems_of_any_text_have_the_changes_that_are_safe_for_any_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = text_table(monkeypatch, Ruled)
+    assert {change: row["problems"] for change, row in rows.items()} == {
+        "names": 0, "wording": 2, "order": 0, "spacing": 2, "numbers": 0,
+    }  # fmt: skip
+    assert rows["wording"]["example"] == [QUESTIONS[0], f"Please solve: {QUESTIONS[0]}"]
+    assert rows["names"]["models"]["base"]["answer_changed"]["estimate"] is None
+
+
+def test_a_change_that_leaves_the_models_prompt_as_it_was_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    spacing = text_table(monkeypatch, Trimmed)["spacing"]
+    # Trimming undoes a line break at the end; two blanks between sentences stay, and only one question has sentences.
+    assert spacing["problems"] <= 1
+    assert all("\n" not in question for question in spacing["example"] or [])

@@ -50,6 +50,9 @@ class LengthTask:
             for i in range(count)
         ]
 
+    def size(self, split: str) -> int:
+        return 1000
+
     def prompt(self, problem: Problem) -> str:
         return problem.question
 

@@ -50,6 +50,9 @@ class DigitTask:
             for i in range(count)
         ]
 
+    def size(self, split: Split) -> int:
+        return 1000
+
     def prompt(self, problem: Problem) -> str:
         return problem.question * (1 + problem.difficulty)
 

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bsharp.evaluation import RegimeRecords, build_results, schema_markdown, validate_results
-from bsharp.evaluation.results import _TRACES, seed_trace
+from bsharp.evaluation import RegimeRecords, build_results, schema_markdown, summarize, validate_results
+from bsharp.evaluation.problem_figures import problem_figures
+from bsharp.evaluation.results import _TRACES, _answers, _verdict, seed_trace
 from bsharp.evaluation.schema import (
+    Answers,
     BestCheckpoint,
     Counts,
     FamilySlice,
@@ -283,10 +285,137 @@ def test_results_that_break_the_schema_are_refused_in_one_line(
     assert "\n" not in str(error.value)
 
 
+def with_outcome(records: list[dict[str, Any]], outcome: str) -> list[dict[str, Any]]:
+    """The same records, no answer of which is right: wrong, unparseable, truncated (and unparseable) or ungraded."""
+    ungraded = outcome == "timeout"
+    changed: dict[str, Any] = {"reward": None if ungraded else 0.0, "exact_match": False, "finish_reason": "eos"}
+    changed |= {"status": outcome, "answer": "8" if outcome == "wrong" else None}
+    if outcome == "truncated":
+        changed |= {"status": "unparseable", "finish_reason": "length"}
+    return [record | changed for record in records]
+
+
+def never_right(base: Any, regimes: Any, outcome: str) -> tuple[Any, Any]:
+    """Base and regimes of which nothing is ever right, in training either."""
+    zero = None if outcome == "timeout" else 0.0
+    rows = [
+        row | ({"validation/accuracy": zero} if "validation/accuracy" in row else {}) for row in metrics([0.0, 0.0])
+    ]
+    changed = {
+        name: dataclasses.replace(
+            regime,
+            last=[with_outcome(records, outcome) for records in regime.last],
+            validation_last=[with_outcome(records, outcome) for records in regime.validation_last],
+            metrics=[rows] * 3,
+        )
+        for name, regime in regimes.items()
+    }
+    return with_outcome(base, outcome), changed
+
+
+def figures_in(content: Any, path: str = "") -> Any:
+    if isinstance(content, dict):
+        if "estimate" in content:
+            yield path, content
+        for key, value in content.items():
+            yield from figures_in(value, f"{path}/{key}")
+
+
+@pytest.mark.parametrize("outcome", ["wrong", "unparseable", "truncated", "timeout"])
+def test_where_nothing_is_right_nothing_is_concluded_and_no_interval_is_certain(
+    base: Any, regimes: Any, outcome: str
+) -> None:
+    config = {"evaluation": {"max_new_tokens": 20, "fixed_length": False}}
+    results = build(*never_right(base, regimes, outcome), config=config)
+    verdict = results["verdict"]
+    assert verdict["comparable"] is False
+    assert (verdict["gain"], verdict["chosen"], verdict["choice_shares"]) == (None, None, {})
+    assert verdict["sentence"].startswith("nothing to compare: ")
+    assert ("cut at max_new_tokens = 20" in verdict["sentence"]) == (outcome == "truncated")
+    counts = verdict["answers"]
+    assert (counts["models"], counts["problems"], counts["solved"], counts["correct"]) == (5, 12, 0, 0)
+    assert counts["completions"] == 12 * 4 * (1 + 4 * 3)
+    assert counts["ungraded"] == (counts["completions"] if outcome == "timeout" else 0)
+    bound = 1 - 0.025 ** (1 / 12)  # P(none of 12 problems is solved) = 2.5 % at this share of solved problems
+    for path, figure in figures_in(results["regimes"] | {"differences": results["differences"]}):
+        if figure["unit"] != "fraction" or figure["estimate"] is None or "/families/" in path or "/roles/" in path:
+            continue
+        if figure["n"] == 12 and path.rpartition("/")[2] not in ("truncated", "unparseable", "ungraded"):
+            delta = "delta" in path or "differences" in path
+            assert figure["low"] == pytest.approx(-bound if delta else 0.0)
+            assert figure["high"] == pytest.approx(bound)
+        assert figure["low"] < figure["high"], path
+    for regime in results["regimes"].values():
+        assert regime["stability"]["word"] == "no signal"
+        if outcome in ("unparseable", "truncated"):
+            assert regime["distinct_answers"]["high"] == pytest.approx(4 * bound)
+    assert validate_results(json.loads(json.dumps(results, allow_nan=False))).verdict.comparable is False
+
+
+@pytest.mark.parametrize("who", ["base", "task_reward", "sharpening"])
+@pytest.mark.parametrize("solved", [5, 6])
+def test_six_problems_that_any_model_solves_once_are_enough_for_a_verdict(
+    base: Any, regimes: Any, who: str, solved: int
+) -> None:
+    base, regimes = never_right(base, regimes, "wrong")
+    records = base if who == "base" else regimes[who].last[1]
+    right = [record for record in records if record["sample"] == 2][:solved]
+    for record in right:
+        record |= {"status": "correct", "answer": "7", "reward": 1.0}
+    figures = {name: problem_figures(regime.last, name) for name, regime in regimes.items()}
+    verdict = _verdict(problem_figures([base], "base"), figures, regimes, {})
+    assert verdict["answers"]["solved"] == verdict["answers"]["correct"] == solved
+    assert verdict["comparable"] == (verdict["gain"] is not None) == (solved == 6)
+
+
+def test_greedy_answers_do_not_count_for_the_verdict(base: Any, regimes: Any) -> None:
+    base, regimes = never_right(base, regimes, "wrong")
+    for record in base:
+        if record["greedy"]:
+            record |= {"status": "correct", "answer": "7", "reward": 1.0}
+    assert _answers([problem_figures([base], "base")]).solved == 0
+
+
+def test_a_run_whose_grader_failed_has_no_signal_and_is_not_called_collapsed(base: Any, regimes: Any) -> None:
+    _, failed = never_right(base, regimes, "timeout")
+    regimes["tempered"] = failed["tempered"]
+    stability = build(base, {"tempered": regimes["tempered"]})["regimes"]["tempered"]["stability"]
+    assert (stability["word"], "no test completion could be graded" in stability["why"]) == ("no signal", True)
+
+
+def test_a_run_that_was_never_right_and_broke_down_is_still_collapsed(base: Any, regimes: Any) -> None:
+    _, silent = never_right(base, regimes, "wrong")
+    regime = dataclasses.replace(silent["tempered"], stopped=["loops", None, None])
+    stability = build(base, {"tempered": regime})["regimes"]["tempered"]["stability"]
+    assert (stability["word"], "stopped: loops" in stability["why"]) == ("collapsed", True)
+
+
+def test_a_run_that_was_right_in_training_only_is_judged_by_the_rule(base: Any, regimes: Any) -> None:
+    _, silent = never_right(base, regimes, "wrong")
+    regimes["tempered"] = dataclasses.replace(silent["tempered"], metrics=[metrics([0.4, 0.4])] * 3)
+    results = build(base, {"tempered": regimes["tempered"]})
+    assert results["regimes"]["tempered"]["stability"]["word"] == "stable"
+
+
+@pytest.mark.parametrize(("changed", "has_direction"), [(5, False), (6, True)])
+def test_a_difference_on_fewer_than_six_problems_has_no_direction(
+    simulate: Any, changed: int, has_direction: bool
+) -> None:
+    base = with_outcome(simulate(1, problems=40, samples=2, base=True), "wrong")
+    ours = with_outcome(simulate(2, problems=40, samples=2), "wrong")
+    for record in ours:
+        if int(record["problem_id"].rpartition("/")[2]) < changed:
+            record |= {"status": "correct", "answer": "7", "reward": 1.0}
+    delta = summarize([ours], base)["delta"]
+    assert delta["estimate"] == pytest.approx(changed / 40)
+    assert (delta["low"] > 0) == has_direction
+    assert ("too few to tell a direction" in delta.get("note", "")) != has_direction
+
+
 def test_the_schema_page_is_current_and_names_every_key() -> None:
     page = (Path(__file__).parents[2] / "docs" / "results-schema.md").read_text(encoding="utf-8")
     assert page == schema_markdown(), "write bsharp.evaluation.schema_markdown() to docs/results-schema.md"
-    for model in (Results, Regime, BestCheckpoint, FamilySlice, Counts, Stability, Verdict, Figure):
+    for model in (Results, Regime, BestCheckpoint, FamilySlice, Counts, Stability, Verdict, Answers, Figure):
         for key, field in model.model_fields.items():
             assert f"| `{key}` |" in page
             assert field.description

@@ -98,3 +98,16 @@ def test_a_request_keeps_its_first_uniforms_when_it_grows_and_its_stream_is_its_
     assert not np.isin(request_uniforms(4, 9, 7), many).any()
     assert len(np.unique(many)) == many.size
     assert ((many >= 0) & (many < 1)).all()
+
+
+@pytest.mark.parametrize("settings", [{}, {"greedy": True}, {"top_p": 0.7, "top_k": 5, "temperature": 1.4}])
+def test_rows_taken_in_parts_give_what_they_give_together(
+    settings: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = torch.randn(11, 40, generator=torch.Generator().manual_seed(2)) * 3
+    uniforms = np.linspace(0.01, 0.99, 11).tolist()
+    tokens, logprobs = choose(logits, uniforms, **settings)
+    for entries in (1, 40 * 4, 40 * 4 + 39):
+        monkeypatch.setattr("bsharp.generation.sampling.ENTRIES_AT_ONCE", entries)
+        for part, whole in zip(choose(logits, uniforms, **settings), (tokens, logprobs), strict=True):
+            assert torch.equal(part, whole)

@@ -80,3 +80,17 @@ def test_a_use_through_a_view_is_found_out_after_the_backward_pass() -> None:
     value.backward()
     with pytest.raises(NotSeparable, match="view"):
         stacked.gradients()
+
+
+def test_gradients_of_bfloat16_parameters_are_added_up_in_float32() -> None:
+    # 1 + 3 · 1/256 in steps: bfloat16 would stay at 1.
+    linear = nn.Linear(1, 1, bias=False, dtype=torch.bfloat16)
+    stacked = StackedParameters([linear.weight], 2)
+    for value in (1.0, 1 / 256, 1 / 256, 1 / 256):
+        with stacked:
+            result = linear(torch.full((2, 1, 1), value, dtype=torch.bfloat16)).sum()
+        result.backward()
+    (gradient,) = stacked.gradients()
+    assert gradient is not None
+    assert gradient.dtype == torch.float32
+    assert gradient.flatten().tolist() == [1 + 3 / 256] * 2

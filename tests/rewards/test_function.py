@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import math
 import threading
 from typing import Any
 
 import pytest
 
+from bsharp.config import ConfigError
 from bsharp.rewards import FunctionReward
 from bsharp.types import Completion, FinishReason, GradeStatus, Problem
 
@@ -97,6 +100,84 @@ def test_a_function_that_takes_too_long_times_out_for_everyone() -> None:
     release.set()
     assert [grade.status for grade in grades] == [GradeStatus.TIMEOUT] * 2
     assert [grade.reward for grade in grades] == [None, None]
+
+
+def test_an_async_function_is_awaited() -> None:
+    async def reward_func(completions: list[str], **columns: Any) -> list[float]:
+        await asyncio.sleep(0)
+        return [float(len(text)) for text in completions]
+
+    assert [grade.reward for grade in FunctionReward(reward_func)(*batch("a", ""))] == [1.0, 0.0]
+
+
+def test_an_async_function_that_raises_or_waits_is_no_exception() -> None:
+    async def slow(completions: list[str]) -> list[float]:
+        await asyncio.sleep(30)
+        return [1.0]
+
+    async def broken(completions: list[str]) -> list[float]:
+        return [1.0 / len(text) for text in completions]
+
+    assert [grade.status for grade in FunctionReward(slow, time_limit=0.05)(*batch("a"))] == [GradeStatus.TIMEOUT]
+    assert [grade.status for grade in FunctionReward(broken)(*batch("a", ""))] == [CORRECT, ERROR]
+
+
+def test_completions_are_messages_where_the_annotation_says_so() -> None:
+    seen: dict[str, Any] = {}
+
+    def reward_func(prompts: Any, completions: list[list[dict[str, str]]]) -> list[float]:
+        seen.update(prompts=prompts, completions=completions)
+        return [1.0]
+
+    FunctionReward(reward_func)(*batch("a"))
+    assert seen["prompts"] == [[{"role": "user", "content": "question 0"}]]
+    assert seen["completions"] == [[{"role": "assistant", "content": "a"}]]
+
+
+def test_a_function_that_expects_messages_without_saying_so_is_told_what_to_write() -> None:
+    def reward_func(completions, **columns):  # type: ignore[no-untyped-def]
+        return [float(completion[0]["content"] == "a") for completion in completions]
+
+    (grade,) = FunctionReward(reward_func)(*batch("a"))
+    assert grade.status is ERROR
+    assert "annotate completions: list[list[dict[str, str]]]" in grade.detail
+
+
+def test_trl_rewards_run_as_they_are() -> None:
+    rewards = pytest.importorskip("trl.rewards")
+    problems, completions = batch(r"It is \boxed{\frac{1}{2}}.", r"\boxed{2}")
+    problems = [dataclasses.replace(problem, answer=r"$\frac{1}{2}$") for problem in problems]
+    assert [grade.reward for grade in FunctionReward(rewards.accuracy_reward)(problems, completions)] == [1.0, 0.0]
+    assert [grade.reward for grade in FunctionReward(rewards.think_format_reward)(problems, completions)] == [0.0, 0.0]
+
+
+def test_what_a_trainer_would_pass_is_accepted_and_ignored() -> None:
+    def reward_func(completions: list[str], trainer_state: Any, log_extra: Any, log_metric: Any) -> list[float]:
+        log_extra("column", completions)
+        log_metric("figure", 1.0)
+        return [float(trainer_state is None)]
+
+    assert [grade.reward for grade in FunctionReward(reward_func)(*batch("a"))] == [1.0]
+
+
+def test_fields_of_the_problem_are_columns() -> None:
+    def reward_func(completions: list[str], level: list[int | None], solution: list[str]) -> list[float]:
+        return [float(bool(value)) / 2 + float(text == "two") / 2 for value, text in zip(level, solution, strict=True)]
+
+    problems, completions = batch("a", "b")
+    problems = [dataclasses.replace(problems[0], metadata={"level": 3, "solution": "two"}), problems[1]]
+    assert [grade.reward for grade in FunctionReward(reward_func)(problems, completions)] == [1.0, 0.0]
+
+
+def test_a_column_that_no_problem_has_stops_the_run_at_once() -> None:
+    def my_reward(completions: list[str], level: list[int]) -> list[float]:
+        return [1.0]
+
+    reward = FunctionReward(my_reward)
+    with pytest.raises(
+        ConfigError, match=r"my_reward asks for 'level', which no problem has; columns: answer, completion"
+    ):
+        reward(*batch("a"))
 
 
 def test_no_completions_give_no_grades_without_a_call() -> None:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
 
 import pytest
+from graded_elsewhere import grade_numbers
 
 from bsharp.rewards import MathVerifyReward
 from bsharp.types import Completion, FinishReason, Grade, GradeStatus, Problem
@@ -28,6 +36,10 @@ def completion(text: str) -> Completion:
 def reward() -> Iterator[MathVerifyReward]:
     with MathVerifyReward(time_limit=60) as reward:
         yield reward
+
+
+def paired(golds: list[str], texts: list[str]) -> tuple[list[Problem], list[Completion]]:
+    return [problem(gold) for gold in golds], [completion(text) for text in texts]
 
 
 def grade(reward: MathVerifyReward, gold: str, text: str) -> Grade:
@@ -57,10 +69,111 @@ CASES = [
     ("3", "x=3", CORRECT, "an assignment"),
     ("Evelyn", r"\text{Evelyn}", CORRECT, "a word"),
     ("Evelyn", "yvlEen", WRONG, "an anagram, equal as a product of letters"),
+    ("1331 and 1728", "1331, 1331", WRONG, "a repeated value is not the other one"),
+    ("2,2,3", "2,3", WRONG, "repetitions in a list count"),
+    (r"\{2,2,3\}", r"\{2,3\}", CORRECT, "repetitions in a set do not"),
+    (r"\{1,2\}", r"\{1,2,3\}", WRONG, "a superset"),
+    (r"\{1,2,3\}", r"\{1,2\}", WRONG, "a subset"),
+    ("19, 46, \\text{ and } 82", "21, 36, and 82", WRONG, "one value of three (Math-Verify#14)"),
+    ("n=2, 3, 4", "n=1, 2, 3", WRONG, "a named list (Math-Verify#14)"),
+    ("n=2, 3, 4", "2, 3, 4", CORRECT, "a name left out"),
+    ("x=5", "y=5", WRONG, "another name"),
+    ("D = (0, 1)", "D = (0, 1.5)", WRONG, "a named interval (Math-Verify#14)"),
+    (r"\pm 2021", "2021", WRONG, "one of both signs (Math-Verify#14)"),
+    (r"\pm 2021", "-2021, 2021", CORRECT, "both signs"),
+    (r"3 \pm 2\sqrt{2}", r"3-\sqrt{8}, 3+\sqrt{8}", CORRECT, "both values, written otherwise"),
+    (r"\frac{1}{2004!}", r"\frac{1}{2006!}", WRONG, "small numbers differ too (Math-Verify#14)"),
+    (r"\frac{1}{2^{99}}", r"\frac{1}{2^{98}}", WRONG, "small powers differ too (Math-Verify#14)"),
+    (r"\frac{\pi}{2^{200}}", r"\frac{\pi}{2^{199}}", WRONG, "small multiples of pi differ too"),
+    ("0", "10^{-60}", WRONG, "small is not zero"),
+    ("10^{100}", "10^{100}+1", WRONG, "large numbers differ too"),
+    (r"1 - \frac{1}{\mathrm{e}}", r"1 + \frac{1}{\mathrm{e}}", WRONG, "a sign within (Math-Verify#14)"),
+    (r"1 - \frac{1}{\mathrm{e}}", "1-e^{-1}", CORRECT, "the same, written otherwise"),
+    ("12:00", "1:00", WRONG, "another time (Math-Verify#14)"),
+    (r"1, 2, \ldots, n", r"1, 3, 5, \ldots, 2n-1", WRONG, "dots are compared as text (Math-Verify#14)"),
+    ("4", r"4\sqrt(2)", WRONG, "a root in parentheses is a root (Math-Verify#41)"),
+    (r"4\sqrt{2}", r"4\sqrt(2)", CORRECT, "a root in parentheses"),
+    ("3x-y+13=0", "3x+4y+14=0", WRONG, "another line (Math-Verify#60)"),
+    ("3x-y+13=0", "6x-2y+26=0", CORRECT, "a multiple of an equation"),
+    ("2x+4y-3=0", r"y=-\frac{1}{2}x+\frac{3}{4}", CORRECT, "an equation solved for y (Math-Verify#26)"),
+    ("-34x-45y+20z-100=0", "34x+45y-20z+100=0", CORRECT, "an equation with all signs changed (Math-Verify#2)"),
+    ("y=2x+3", "2x+3", CORRECT, "a function without its name"),
+    (r"\frac{100}{3}", "33.3", WRONG, "rounded (Math-Verify#2 asks for the contrary)"),
+    (r"\tan^2(y)+1", r"\sec^2(y)", CORRECT, "an identity"),
+    ("x", r"\sqrt{x^2}", WRONG, "equal for positive numbers only"),
+    ("x^2", r"\sqrt{x^4}", CORRECT, "equal for all real numbers"),
+    (
+        r"\sqrt{2}",
+        "1." + "4142135623730950488016887242096980785696718753769480731766797379907324784621",
+        WRONG,
+        "75 digits",
+    ),
+    ("4e33", "132e", WRONG, "e33 is a power of ten, not Euler's number"),
+    ("4e33", r"4 \times 10^{33}", CORRECT, "a power of ten"),
+    ("1e-5", "e-5", WRONG, "a small power of ten"),
+    (r"\frac{1}{m} t", r"\frac{1}{m}", WRONG, "a symbol is not a unit"),
+    (r"\frac{1}{\sqrt{2}}c", r"\frac{1}{\sqrt{2}}", WRONG, "a symbol at the end is not a unit"),
+    ("3R^2", "3r^2", WRONG, "capital letters are other symbols"),
+    ("6", "2 3", UNPARSEABLE, "two numbers side by side are no product"),
+    ("10 000", "10000", CORRECT, "a blank as thousands separator"),
+    (r"\frac{dx}{dt}=0.5x", "0=0.5x", WRONG, "a derivative beside a decimal"),
+    ("10 000", "0", WRONG, "a blank between digits is no product"),
+    (r"1\frac{4}{5}", r"\frac95", CORRECT, "a mixed number"),
+    (r"1\frac{4}{5}", r"\frac45", WRONG, "and not a product"),
+    ("52_8", "52_9", WRONG, "another base"),
+    ("52_8", "52_{8}", CORRECT, "the same base"),
+    ("(0,1]", "[0,1]", WRONG, "the left end"),
+    (r"(6,31,-1)", "[6,31,-1)", WRONG, "mixed brackets are no vector"),
+    ("(1,2)", "1,2", WRONG, "a pair without its brackets"),
+    ("-2,1", "(-2,1)", WRONG, "an interval for two values"),
+    (r"(2,3)", r"\langle 2,3 \rangle", CORRECT, "a vector"),
+    (r"(2,12) \cup (12,102)", "(2,102)", WRONG, "a point is missing"),
+    (r"(2,12) \cup (12,102)", r"(12,102)\cup(2,12)", CORRECT, "a union has no order"),
+    ("x>5", r"(5,\infty)", CORRECT, "an inequality as an interval"),
+    ("x>5", r"[5,\infty)", WRONG, "a strict inequality"),
+    (r"-1 < x \le 2", "(-1,2]", CORRECT, "two inequalities as an interval"),
+    (r"x \in [-2,7]", "[-2,7]", CORRECT, "membership left out"),
+    (r"50\%", "50", CORRECT, "a percent sign left out"),
+    (r"50\%", "0.5", CORRECT, "a percent sign counted"),
+    (r"10\%", r"0.1\%", WRONG, "but not both"),
+    ("5", r"5 \text{ cm}", CORRECT, "a unit"),
+    (r"5 \text{ cm}", r"5 \text{ m}", WRONG, "another unit"),
+    (r"5 \text{ cm}", "5 centimeters", CORRECT, "the same unit"),
+    (
+        r"\begin{pmatrix} -1 & 0 \\ 0 & -1 \end{pmatrix}",
+        r"\begin{pmatrix} -1 & 0 \\ 0 & 1 \end{pmatrix}",
+        WRONG,
+        "a matrix entry",
+    ),
+    (
+        r"\begin{pmatrix} -1/3 \\ 2/3 \end{pmatrix}",
+        r"\begin{bmatrix} -\frac13 \\ \frac23 \end{bmatrix}",
+        CORRECT,
+        "a vector's way to write",
+    ),
+    (r"\frac{dx}{dt}=kx-a", "0=kx-a", WRONG, "a derivative is not 0"),
+    (r"\text{(C)}", "C", CORRECT, "a choice"),
+    (r"\text{(C)}", "(D)", WRONG, "another choice"),
+    (r"\$32,\!348", "32348", CORRECT, "a price"),
+    ("100,200", "100, 200", CORRECT, "commas may part values"),
+    ("100,200", "100200", CORRECT, "or be thousands separators"),
+    ("(100,200)", "100200", WRONG, "but not within brackets"),
+    (
+        r"\frac{1}{3} E_{1}+\frac{2}{3} E_{2}",
+        r"\frac13 E_1 + \frac23 E_2",
+        CORRECT,
+        "a gold the parser cannot read, as text",
+    ),
+    (r"\frac{1}{3} E_{1}+\frac{2}{3} E_{2}", r"\frac13 E_1 + \frac13 E_2", WRONG, "the same, and another text"),
+    ("5", "x^2=5", WRONG, "an equation is no value"),
+    ("5", "2+3=5", CORRECT, "a computation has one"),
+    (r"\infty", r"-\infty", WRONG, "signs of infinity"),
     ("1,000", "1000", CORRECT, "thousands separator"),
     ("5", "???", UNPARSEABLE, "no mathematics"),
     ("5", "", UNPARSEABLE, "empty box"),
     ("5", "1" * 3000, UNPARSEABLE, "too long to look at"),
+    ("5", "(" * 100 + "5" + ")" * 100, CORRECT, "a hundred brackets"),
+    ("5", r"\frac{5", UNPARSEABLE, "a formula that breaks off"),
     ("???", "???", ERROR, "a gold answer that cannot be read gives no reward to anyone"),
     ("", "5", ERROR, "no gold answer"),
 ]
@@ -95,7 +208,7 @@ def test_an_endless_computation_times_out_and_shifts_nothing_from_any_thread() -
     golds = ["1", "2", "3", "4"]
 
     def run() -> None:
-        with MathVerifyReward(time_limit=3.0) as reward:
+        with MathVerifyReward(time_limit=1.0) as reward:
             outcome.extend(reward([problem(gold) for gold in golds], [completion(text) for text in texts]))
 
     thread = threading.Thread(target=run)
@@ -124,6 +237,97 @@ def test_a_dead_worker_is_an_error_for_one_item_and_is_replaced(reward: MathVeri
     reward._idle.put(worker)
     assert grade(reward, "1", r"\boxed{1}").status is ERROR
     assert grade(reward, "1", r"\boxed{1}").status is CORRECT
+
+
+def test_a_killed_worker_costs_its_own_item_and_no_other() -> None:
+    golds = ["1", "2", "3", "4", "5"]
+    texts = [ENDLESS if gold == "2" else f"\\boxed{{{gold}}}" for gold in golds]
+    with MathVerifyReward(time_limit=100, workers=2) as reward:
+        reward([problem("1"), problem("2")], [completion(r"\boxed{1}"), completion(r"\boxed{2}")])
+        grades: list[Grade] = []
+        thread = threading.Thread(target=lambda: grades.extend(reward(*paired(golds, texts))))
+        thread.start()
+        deadline = time.monotonic() + 60
+        while reward._idle.qsize() != 1 and time.monotonic() < deadline:
+            time.sleep(0.02)  # until the other worker has done everything else
+        time.sleep(0.3)
+        (busy,) = set(reward._workers) - set(reward._idle.queue)
+        assert busy._process is not None
+        busy._process.kill()
+        thread.join(60)
+    assert [result.status for result in grades] == [CORRECT, ERROR, CORRECT, CORRECT, CORRECT]
+    assert grades[1].detail == "the math-verify worker died"
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="no way to keep a process waiting here")
+def test_time_in_which_a_worker_waits_does_not_count() -> None:
+    with MathVerifyReward(time_limit=0.4) as reward:
+        assert grade(reward, "1", r"\boxed{1}").status is CORRECT
+        process = reward._workers[0]._process
+        assert process is not None
+        process.send_signal(signal.SIGSTOP)
+        late = threading.Timer(1.2, lambda: process.send_signal(signal.SIGCONT))
+        late.start()
+        assert grade(reward, "7", r"\boxed{7}").status is CORRECT
+        late.join()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("method", ["spawn", "fork"])
+def test_worker_processes_of_a_pool_grade_with_workers_of_their_own(reward: MathVerifyReward, method: str) -> None:
+    assert grade(reward, "1", r"\boxed{1}").status is CORRECT  # started before the fork
+    with ProcessPoolExecutor(1, get_context(method)) as pool:
+        outcomes = list(pool.map(grade_numbers, [reward, reward], [[0, 1, 2], [3, 4, 5]]))
+    assert outcomes == [["correct", "wrong", "correct"], ["wrong", "correct", "wrong"]]
+    assert grade(reward, "1", r"\boxed{1}").status is CORRECT  # the parent's worker lives on
+
+
+def test_a_forked_copy_neither_uses_nor_ends_the_worker_of_its_parent() -> None:
+    program = """
+import os, sys
+from bsharp.rewards import MathVerifyReward
+sys.path.insert(0, sys.argv[1])
+from graded_elsewhere import grade_numbers
+reward = MathVerifyReward(time_limit=60)
+assert grade_numbers(reward, [2]) == ["correct"]
+worker = reward._workers[0]._process
+child = os.fork()
+if child == 0:
+    assert grade_numbers(reward, [3]) == ["wrong"]
+    assert reward._workers[0]._process.pid != worker.pid
+    sys.exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+assert worker.poll() is None
+assert grade_numbers(reward, [4]) == ["correct"]
+print(worker.pid)
+"""
+    folder = str(Path(__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", program, folder], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    with pytest.raises(ProcessLookupError):  # its worker ended with it
+        os.kill(int(done.stdout), 0)
+
+
+def test_equal_answers_are_judged_once_per_call(reward: MathVerifyReward, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str | None] = []
+    ask = reward._ask
+    monkeypatch.setattr(reward, "_ask", lambda gold, answer: asked.append(answer) or ask(gold, answer))
+    grades = reward(*paired(["1", "1", "2", "1"], [r"\boxed{1}", r"x \boxed{1}", r"\boxed{1}", "none"]))
+    assert [result.status for result in grades] == [CORRECT, CORRECT, WRONG, UNPARSEABLE]
+    assert asked == ["1", "1", None]
+
+
+def test_it_is_symmetric_and_reflexive_on_the_answers_of_the_table(reward: MathVerifyReward) -> None:
+    readable = [case for case in CASES if case[2] in (CORRECT, WRONG) and "%" not in case[0]]
+    forward = reward(*paired([gold for gold, *_ in readable], [f"\\boxed{{{answer}}}" for _, answer, *_ in readable]))
+    backward = reward(*paired([answer for _, answer, *_ in readable], [f"\\boxed{{{gold}}}" for gold, *_ in readable]))
+    assert [result.status for result in backward if result.status in (CORRECT, WRONG)] == [
+        result.status for result, back in zip(forward, backward, strict=True) if back.status in (CORRECT, WRONG)
+    ]
+    itself = reward(*paired([gold for gold, *_ in readable], [f"\\boxed{{{gold}}}" for gold, *_ in readable]))
+    assert {result.status for result in itself} == {CORRECT}
 
 
 def test_unusable_settings_are_refused() -> None:

@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from bsharp.statistics import gain_beyond_best, paired_difference
+from bsharp.statistics.verdict import LEAST_SOLVED, Answers, nothing_to_compare
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -183,3 +184,57 @@ def test_regimes_equal_on_every_problem_are_not_known_to_be_equal_on_problems_no
     assert verdict.gain.estimate == 0.0
     assert verdict.gain.high == pytest.approx(100 * (1 - 0.025 ** (1 / 21)))
     assert verdict.gain.low == -verdict.gain.high
+
+
+# ------------------------------------------------------------------------------------------- nothing to compare
+
+COUNTS = {"models": 3, "problems": 100, "solved": 0, "completions": 1200, "correct": 0}
+COUNTS |= {"unparseable": 0, "ungraded": 0, "truncated": 0}
+
+
+def answers(**changed: int) -> Answers:
+    return Answers(**(COUNTS | changed))
+
+
+def test_the_least_number_of_solved_problems_is_the_first_at_which_a_sign_test_could_reject_equality() -> None:
+    assert stats.binomtest(LEAST_SOLVED, LEAST_SOLVED).pvalue < 0.05 <= stats.binomtest(5, 5).pvalue
+    assert LEAST_SOLVED == 6
+
+
+@pytest.mark.parametrize("solved", range(12))
+def test_there_is_something_to_compare_exactly_from_that_many_solved_problems_on(solved: int) -> None:
+    found = nothing_to_compare(answers(solved=solved, correct=3 * solved, truncated=1200, unparseable=900))
+    assert bool(found) == (solved < LEAST_SOLVED)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told", "not_told"),
+    [
+        ({}, ["0 of 1200 completions of 3 models are right, on 0 of 100 problems", "stronger base"], ["raise", "read"]),
+        ({"solved": 5, "correct": 9}, ["9 of 1200", "on 5 of 100 problems", "at least 6"], ["more problems"]),
+        ({"truncated": 1200}, ["All completions were cut at max_new_tokens = 8: raise it"], ["stronger base", "read"]),
+        ({"truncated": 1199}, ["99.9 % of completions were cut at max_new_tokens = 8"], ["All completions"]),
+        ({"truncated": 599}, ["stronger base"], ["cut"]),
+        ({"unparseable": 1200}, ["No completion holds an answer that can be read"], ["stronger base", "cut"]),
+        (
+            {"unparseable": 600, "ungraded": 200},
+            ["60.0 % of graded completions hold no", "200 completions could not"],
+            [],
+        ),
+        (
+            {"ungraded": 1200},
+            ["none of 1200 completions of 3 models could be graded", "timed out or failed"],
+            ["right"],
+        ),
+        ({"problems": 4, "solved": 4, "correct": 900}, ["on 4 of 4 problems", "Evaluate more problems"], ["stronger"]),
+    ],
+)
+def test_the_reason_has_the_figures_and_names_what_explains_most(changed: dict, told: list, not_told: list) -> None:
+    reason = nothing_to_compare(answers(**changed), max_new_tokens=8)
+    assert "\n" not in reason
+    assert all(part in reason for part in told), reason
+    assert not any(part in reason for part in not_told), reason
+
+
+def test_completions_of_a_fixed_length_are_not_called_cut() -> None:
+    assert "cut" not in nothing_to_compare(answers(truncated=1200), max_new_tokens=8, fixed_length=True)

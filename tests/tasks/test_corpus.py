@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from scipy.stats import binomtest, chisquare
 
-from bsharp.config import ConfigError, as_dict, build_config
+from bsharp.config import EMBEDDED_TASKS, ConfigError, as_dict, build_config
 from bsharp.rewards import BoxedAnswerReward, boxed_answers
-from bsharp.tasks import TASK_NAMES, Role, Split, content_key, load_task, split_of
+from bsharp.tasks import Role, Split, content_key, load_task, split_of
 from bsharp.tasks.corpus import (
     CorpusConfig,
     Document,
@@ -105,13 +105,13 @@ def test_guesses_hit_with_the_configured_probability_and_never_in_rare_and_unsol
 
 def test_documents_hold_training_problems_only_but_transfer_families_too() -> None:
     assert {split_of(content_key(document.problem)) for document in corpus()} == {Split.TRAIN}
-    families = {name: family for task in map(load_task, TASK_NAMES) for name, family in task.families.items()}
+    families = {name: family for task in map(load_task, EMBEDDED_TASKS) for name, family in task.families.items()}
     assert {families[document.problem.family].role for document in corpus()} == set(Role)
 
 
 def test_mode_and_role_of_every_family_agree_with_the_mixture() -> None:
     config = load_corpus_config()
-    for task in map(load_task, TASK_NAMES):
+    for task in map(load_task, EMBEDDED_TASKS):
         for name, family in task.families.items():
             shares = strategy_probabilities(config, name)
             likeliest = max(shares, key=shares.__getitem__)
@@ -133,7 +133,7 @@ def test_vocabulary_holds_every_piece_of_every_split_and_is_small() -> None:
         assert known.issuperset(found)
         frequency.update(found)
     assert min(frequency[piece] for piece in known) >= 200  # none is rare enough to stay unlearned
-    for task, split in itertools.product(map(load_task, TASK_NAMES), Split):
+    for task, split in itertools.product(map(load_task, EMBEDDED_TASKS), Split):
         for problem in task.problems(split, 400, seed=9):
             assert known.issuperset(pieces(task.prompt(problem) + task.oracle(problem)))
 
@@ -169,7 +169,7 @@ def test_mistake_rate_shift_moves_right_shares_of_standard_and_transfer_families
     config = load_corpus_config()
     for shift in (-1.0, -0.1, 0.0, 0.15, 1.0):
         shifted = dataclasses.replace(config, mistake_rate_shift=shift)
-        for task in map(load_task, TASK_NAMES):
+        for task in map(load_task, EMBEDDED_TASKS):
             for name, family in task.families.items():
                 before, after = (strategy_probabilities(each, name) for each in (config, shifted))
                 assert sum(after.values()) == pytest.approx(1)

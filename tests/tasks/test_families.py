@@ -8,14 +8,15 @@ from functools import cache
 
 import pytest
 
+from bsharp.config import EMBEDDED_TASKS
 from bsharp.rewards import BoxedAnswerReward
 from bsharp.seeding import generator
-from bsharp.tasks import DIFFICULTIES, TASK_NAMES, Role, Split, load_task
+from bsharp.tasks import DIFFICULTIES, Role, Split, load_task
 from bsharp.tasks.arithmetic import add_columns, multiply_columns, subtract_columns
 from bsharp.tasks.base import Draws, Family, ProceduralTask, split_of
 from bsharp.types import Completion, FinishReason, GradeStatus, Problem
 
-TASKS = [load_task(name) for name in TASK_NAMES]
+TASKS = [load_task(name) for name in EMBEDDED_TASKS]
 FAMILIES = [pytest.param(task, family, id=family.name) for task in TASKS for family in task.families.values()]
 PROBLEMS_PER_CELL = 100
 
@@ -142,7 +143,7 @@ def test_columns_reach_the_true_result_and_forgetting_the_carry_drops_it() -> No
         assert multiply_columns(left, right % 10).answer == left * (right % 10)
 
 
-@pytest.mark.parametrize("task", TASKS, ids=TASK_NAMES)
+@pytest.mark.parametrize("task", TASKS, ids=EMBEDDED_TASKS)
 def test_each_task_has_every_role_and_as_many_right_as_wrong_mode_standard_families(task: ProceduralTask) -> None:
     assert {family.role for family in task.families.values()} == set(Role)
     modes = Counter(family.mode for family in task.families.values() if family.role is Role.STANDARD)

@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 from scipy.stats import chisquare
 
-from bsharp.tasks import TASK_NAMES, Role, Split, content_key, distinct_problems, load_task, split_of
+from bsharp.config import EMBEDDED_TASKS
+from bsharp.tasks import Role, Split, content_key, distinct_problems, load_task, split_of
 from bsharp.tasks.base import DIFFICULTIES, ProceduralTask
 from bsharp.tasks.table import tasks_document
 
-TASKS = [load_task(name) for name in TASK_NAMES]
+TASKS = [load_task(name) for name in EMBEDDED_TASKS]
 counted = cache(distinct_problems)
-BY_TASK = pytest.mark.parametrize("task", TASKS, ids=TASK_NAMES)
+BY_TASK = pytest.mark.parametrize("task", TASKS, ids=EMBEDDED_TASKS)
 
 
 def test_splits_are_disjoint_by_content_across_families_tasks_and_seeds() -> None:

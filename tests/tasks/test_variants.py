@@ -9,13 +9,16 @@ from typing import ClassVar
 
 import pytest
 
+from bsharp.config import EMBEDDED_TASKS
 from bsharp.models.loading import LanguageModel, load_language_model
 from bsharp.seeding import generator
-from bsharp.tasks import TASK_NAMES, Family, ProceduralTask, Split, content_key, load_task, split_of
+from bsharp.tasks import Family, ProceduralTask, Split, content_key, load_task, split_of
 from bsharp.tasks.variants import CHANGES, KEEPS_ANSWER, changed_problem
 from bsharp.types import Problem
 
-FAMILIES = [pytest.param(load_task(task), name, id=name) for task in TASK_NAMES for name in load_task(task).families]
+FAMILIES = [
+    pytest.param(load_task(task), name, id=name) for task in EMBEDDED_TASKS for name in load_task(task).families
+]
 NAMED = {"spend", "more_than", "bags", "share", "times", "years", "crates", "packs", "share_rest"}
 ORDERED = {"add", "add_long", "multiply", "mixed", "linear", "linear_minus", "inverse", "mean", "sum_times"} | {
     "rows",

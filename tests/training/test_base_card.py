@@ -7,9 +7,9 @@ from dataclasses import asdict
 
 import pytest
 
+from bsharp.config import EMBEDDED_TASKS
 from bsharp.models.loading import load_language_model
 from bsharp.models.tiny import embedded_folder
-from bsharp.tasks import TASK_NAMES
 from bsharp.tasks.corpus import load_corpus_config
 from bsharp.training.base_card import FamilyFigures, family_figures, model_card, strategy_shown
 from bsharp.types import Completion, FinishReason, Grade, GradeStatus
@@ -35,7 +35,7 @@ def test_the_strategy_of_a_completion_is_read_off_its_steps_and_answer(
 
 def test_the_greedy_answers_of_the_shipped_base_parse() -> None:
     figures = family_figures(load_language_model("embedded:tiny"), problems=2, samples=1, unsolved_samples=1)
-    assert {row.task for row in figures.values()} == set(TASK_NAMES)
+    assert {row.task for row in figures.values()} == set(EMBEDDED_TASKS)
     assert sum(row.unparseable for row in figures.values()) <= 2  # of 42 samples; about 1 in 1000 does not parse
     by_mode = {
         mode: [row.greedy_accuracy for row in figures.values() if row.mode == mode] for mode in ("right", "wrong")

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from bsharp.config import build_config
+from bsharp.config import EMBEDDED_TASKS, build_config
 from bsharp.models.loading import LanguageModel, clone_model, load_language_model, weights_hash
 from bsharp.models.tiny import embedded_folder
-from bsharp.tasks import TASK_NAMES, load_task
+from bsharp.tasks import load_task
 from bsharp.tasks.corpus import CorpusConfig, documents, load_corpus_config, vocabulary
 from bsharp.training.base_card import family_figures
 from bsharp.training.pretraining import (
@@ -136,7 +136,7 @@ def test_pretraining_writes_an_ordinary_folder_with_its_card_and_its_whole_confi
     assert (
         set(record["corpus"]["families"])
         == set(record["figures"])
-        == {f for t in TASK_NAMES for f in load_task(t).families}
+        == {f for t in EMBEDDED_TASKS for f in load_task(t).families}
     )
 
 

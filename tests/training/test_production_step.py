@@ -26,6 +26,7 @@ VOCAB, MAX_LENGTH, EOS = 3, 3, (0,)
 RESPONSES = every_response(VOCAB, MAX_LENGTH, EOS)
 REWARDS = torch.tensor([float((7 * i + 3) % 5 < 2) for i in range(len(RESPONSES))], dtype=torch.float64)
 SHORT = every_response(VOCAB, 2, EOS)  # a smaller world, for the losses that repeat what the larger one showed
+UNTRUNCATED = 1e300
 REGIMES = (
     "task_reward",
     "tilted(alpha=2,beta_inv=2)",
@@ -101,16 +102,18 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize(
-    ("regime", "loss", "responses"),
-    [(regime, "reinforce", RESPONSES) for regime in REGIMES] + [(regime, "ppo_clip", SHORT) for regime in REGIMES],
+    ("regime", "loss", "responses", "cap"),
+    [(regime, "reinforce", RESPONSES, None) for regime in REGIMES]
+    + [(regime, "ppo_clip", SHORT, None) for regime in REGIMES]
+    + [(regime, loss, SHORT, 20.0) for regime, loss in zip(REGIMES, ["reinforce", "ppo_clip"] * 5, strict=True)],
 )
 def test_expected_production_gradient_is_the_enumerated_gradient_away_from_the_optimum(
-    regime: str, loss: str, responses: list[tuple[int, ...]]
+    regime: str, loss: str, responses: list[tuple[int, ...]], cap: float | None
 ) -> None:
     # Every pair of responses is one group of two; weighted by its probability the step's gradients add up to -∇J.
     policy, base = small_model(vocab_size=VOCAB, seed=1), small_model(vocab_size=VOCAB, seed=2)
     _, objective = parse_objective(regime)
-    update = update_with(loss=loss)
+    update = update_with(loss=loss, importance_cap=cap)
     probabilities = torch.stack([plain_logprob(policy, PROMPT, response) for response in responses]).detach().exp()
     assert float(probabilities.sum()) == pytest.approx(1.0, abs=1e-12)
     expected = torch.zeros(sum(p.numel() for p in policy.model.parameters()), dtype=torch.float64)
@@ -118,6 +121,113 @@ def test_expected_production_gradient_is_the_enumerated_gradient_away_from_the_o
         step = gradient(policy, base, objective, make_batch(policy, [i, j], [0, 0], responses=responses), update)
         expected += 2 * probabilities[i] * probabilities[j] * step
     assert relative_error(-expected, exact_policy_gradient(policy, base, objective, responses)) < 1e-6
+
+
+@pytest.mark.parametrize(("regime", "loss"), [(r, ["reinforce", "ppo_clip"][i % 2]) for i, r in enumerate(REGIMES)])
+@pytest.mark.parametrize("length", [1, 2])
+def test_under_another_sampler_the_expected_gradient_is_exact_token_by_token(
+    regime: str, loss: str, length: int
+) -> None:
+    # Rollouts of another policy, as it reports them, and no truncation: the expected step is the gradient of
+    # Σ_t E[R] with y_<t and y_>t from the sampler and y_t from the policy. At length 1 that is the policy gradient.
+    policy, base, sampler = (small_model(vocab_size=VOCAB, seed=seed) for seed in (1, 2, 3))
+    _, objective = parse_objective(regime)
+    responses = every_response(VOCAB, length, EOS)
+    update = update_with(loss=loss, importance_cap=UNTRUNCATED)
+    behaviour = plain_table(sampler, responses)
+    probabilities = behaviour.sum(-1).exp()
+    expected = torch.zeros(sum(p.numel() for p in policy.model.parameters()), dtype=torch.float64)
+    for i, j in itertools.combinations(range(len(responses)), 2):
+        batch = make_batch(policy, [i, j], [0, 0], responses=responses)
+        batch = dataclasses.replace(batch, behaviour_logprobs=behaviour[[i, j], : batch.mask.shape[1]])
+        expected += 2 * probabilities[i] * probabilities[j] * gradient(policy, base, objective, batch, update)
+
+    own, mask = plain_table(policy, responses, with_gradient=True), pad_right(responses, 0)[1]
+    inputs = ScoreInputs(REWARDS[: len(responses)], plain_table(base, responses), own.detach(), mask)
+    returns = objective.score(inputs)
+    surrogate = (probabilities[:, None] * (own - behaviour).exp() * returns[:, None])[mask].sum()
+    parameters = list(policy.model.parameters())
+    exact = torch.cat([g.reshape(-1) for g in torch.autograd.grad(surrogate, parameters)])
+    assert relative_error(-expected, exact) < 1e-6
+    if length == 1:
+        assert relative_error(exact, exact_policy_gradient(policy, base, objective, responses)) < 1e-6
+
+
+def plain_table(model, responses: Sequence[tuple[int, ...]], with_gradient: bool = False) -> torch.Tensor:
+    """log π(y_t | y_<t) of every token of every response, 0 behind its end; one row at a time, no padding."""
+    rows = []
+    with torch.set_grad_enabled(with_gradient):
+        for response in responses:
+            logits = model.model(input_ids=torch.tensor([[*PROMPT, *response]])).logits[0].log_softmax(-1)
+            own = torch.stack([logits[len(PROMPT) - 1 + t, token] for t, token in enumerate(response)])
+            rows.append(torch.nn.functional.pad(own, (0, max(map(len, responses)) - len(response))))
+    return torch.stack(rows)
+
+
+def test_the_cap_bounds_what_a_token_counts_and_everything_else_is_the_policys() -> None:
+    policy, base, sampler = (small_model(vocab_size=VOCAB, seed=seed) for seed in (3, 4, 5))
+    _, objective = parse_objective("tempered(alpha=3)")
+    indices = [0, 5, 9, 14, 2, 3]
+    trained_on = make_batch(policy, indices, [0, 0, 0, 1, 1, 1])
+    behaviour = make_batch(sampler, indices, [0, 0, 0, 1, 1, 1]).behaviour_logprobs
+    batch = dataclasses.replace(trained_on, behaviour_logprobs=behaviour)
+    ratio = (trained_on.behaviour_logprobs - behaviour).exp()[batch.mask]
+    cap = float(ratio.median())
+    base_logprobs = response_logprobs(base, batch.prompt_token_ids, batch.response_token_ids, batch.mask)
+    scores = objective.score(ScoreInputs(batch.rewards, base_logprobs, trained_on.behaviour_logprobs, batch.mask))
+    advantages = algorithm.leave_one_out(scores, batch.group_index, batch.valid)
+    own = plain_table(policy, [RESPONSES[i] for i in indices], with_gradient=True)
+    weights = (own.detach() - behaviour).exp().clamp(max=cap)
+    loss = -(weights * advantages[:, None] * own)[batch.mask].sum() / len(indices)
+    expected = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, list(policy.model.parameters()))])
+    for name in ("reinforce", "ppo_clip"):
+        found = gradient(policy, base, objective, batch, update_with(loss=name, importance_cap=cap))
+        assert relative_error(found, expected) < 1e-6
+    update = update_with(importance_cap=cap)
+    metrics = training_step(policy, base, objective, batch, torch.optim.SGD(policy.model.parameters(), 0.0), update)
+    assert metrics["importance_sampling_ratio/mean"] == pytest.approx(float(ratio.mean()))
+    assert metrics["importance_sampling_ratio/min"] == pytest.approx(float(ratio.min()))
+    assert metrics["importance_sampling_ratio/max"] == pytest.approx(float(ratio.max()))
+    assert metrics["importance_sampling_ratio/capped"] == pytest.approx(
+        float((ratio > cap * (1 + 1e-9)).double().mean())
+    )
+    assert metrics["importance_ratio/max"] == pytest.approx(1.0)  # to the policy before the update, not to the sampler
+    kl = (trained_on.behaviour_logprobs - base_logprobs)[batch.mask].sum() / len(indices)
+    assert metrics["kl(policy||base)/k1_nats_per_sequence"] == pytest.approx(float(kl))
+    # Without the correction the mismatch is logged all the same, and the sampler is taken for the policy.
+    plain = training_step(
+        policy, base, objective, batch, torch.optim.SGD(policy.model.parameters(), 0.0), update_with()
+    )
+    for key, value in plain.items():
+        if key.startswith(("sampling_logp_difference/", "importance_sampling_ratio/m")):
+            assert value == pytest.approx(metrics[key]) != 0
+    assert plain["importance_sampling_ratio/capped"] == 0.0
+    assert plain["importance_ratio/max"] == pytest.approx(float(ratio.max()))
+
+
+def test_the_mismatch_to_the_sampler_is_that_of_the_weights_it_used_whatever_updates_follow() -> None:
+    for cap in (None, 20.0):
+        policy, base = small_model(vocab_size=VOCAB, seed=3), small_model(vocab_size=VOCAB, seed=4)
+        _, objective = parse_objective("tempered(alpha=3)")
+        batch = make_batch(policy, [0, 5, 9, 14, 2, 3], [0, 0, 0, 1, 1, 1])
+        optimizer = torch.optim.SGD(policy.model.parameters(), lr=0.05)
+        update = update_with(loss="ppo_clip", epochs=2, importance_cap=cap)
+        metrics = training_step(policy, base, objective, batch, optimizer, update)
+        assert metrics["importance_ratio/max"] > 1.001
+        for figure in ("mean", "min", "max"):
+            assert metrics[f"importance_sampling_ratio/{figure}"] == pytest.approx(1.0, abs=1e-9)
+        assert metrics["sampling_logp_difference/max"] < 1e-9
+
+
+def test_an_invalid_row_cannot_spoil_the_importance_weights() -> None:
+    policy, base = small_model(vocab_size=VOCAB, seed=3), small_model(vocab_size=VOCAB, seed=4)
+    _, objective = parse_objective("task_reward")
+    batch = make_batch(policy, [0, 5, 9, 14, 2], [0, 0, 0, 1, 1])
+    batch = dataclasses.replace(batch, valid=torch.tensor([1, 1, 0, 1, 1]).bool())
+    spoilt = torch.where(batch.valid[:, None], batch.behaviour_logprobs, torch.nan)
+    update = update_with(importance_cap=UNTRUNCATED)
+    found = gradient(policy, base, objective, dataclasses.replace(batch, behaviour_logprobs=spoilt), update)
+    assert relative_error(found, gradient(policy, base, objective, batch, update_with())) < 1e-6
 
 
 def test_gae_with_a_zero_critic_gives_the_enumerated_gradient() -> None:

@@ -136,6 +136,7 @@ def _base(samples: BaseSamples) -> dict[str, Any]:
     sizes = np.array([problem.size for problem in problems])
     greedy = np.array([math.nan if p.greedy_correct is None else p.greedy_correct for p in problems])
     pass_at_n = np.array([pass_at_k(p.size, int(p.correct.sum()), min(n, p.size)) for p in problems])
+    lengths = {int(length) for problem in problems for length in problem.lengths}
     greedy_estimate = share(greedy, families, reason="no graded greedy completion")
     return {
         "accuracy": share(np.array([f.accuracy for f in figures]), families).as_json(),
@@ -143,6 +144,7 @@ def _base(samples: BaseSamples) -> dict[str, Any]:
         "greedy_accuracy": greedy_estimate.as_json() if np.isfinite(greedy).any() else None,
         "pass_at_n": noted(share(pass_at_n, families), _fewer_than(samples, n)).as_json(),
         "length": mean_over_problems(np.array([f.length for f in figures]), families, "tokens").as_json(),
+        "one_length": lengths.pop() if len(lengths) == 1 else None,
         "entropy": mean_over_problems(np.array([f.entropy for f in figures]), families, "nats/sequence").as_json(),
         "no_correct_share": share((correct == 0).astype(np.float64), families).as_json(),
         "no_correct_upper_bound": _upper_bound(0, int(sizes[correct == 0].min()) if (correct == 0).any() else n),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ def likelihood_figures(samples: BaseSamples) -> dict[str, Any]:
     With r correctness and N the log-likelihood or the log-likelihood per token:
 
         within.covariance    mean over problems of the unbiased Cov_x(r, N), the slope of the accuracy at α = 1 (0 where all
-                             samples are alike)
+                             samples of a problem are alike; without interval where that is so of every problem)
         within.correlation   Σ_x Cov_x / √(Σ_x Var_x r · Σ_x Var_x N), pooled before dividing
         between.correlation  over problems, of the accuracy with the mean N
         positive_share       among problems with right and wrong samples, those with Cov_x > 0
@@ -43,12 +44,14 @@ def _of_normalisation(samples: BaseSamples, exponent: float) -> dict[str, Any]:
     families = samples.families
     covariances = np.array([_covariance(p.correct, _scaled(p, exponent)) for p in samples.problems])
     mixed = np.array([0.0 < p.accuracy < 1.0 for p in samples.problems])
+    covariance = mean_over_problems(covariances, families, "nats" if exponent == 0 else "nats/token")
+    if not mixed.any():
+        # Zeros of every problem are no measurement of a slope of 0.
+        covariance = replace(covariance, low=math.nan, high=math.nan, note=f"{ALIKE}: no interval")
     positive = np.where(mixed, (covariances > 0).astype(np.float64), np.nan)
     return {
         "within": {
-            "covariance": mean_over_problems(
-                covariances, families, "nats" if exponent == 0 else "nats/token"
-            ).as_json(),
+            "covariance": covariance.as_json(),
             "correlation": _pooled(samples.problems, exponent).as_json(),
         },
         "between": {"correlation": _between(samples, exponent).as_json()},

@@ -149,7 +149,7 @@ def _before_training(
     """Word and sentence where training on these problems has little to gain, or nothing can be said; else None."""
     accuracy, without = (_value(content["base"][key]) for key in ("accuracy", "no_correct_share"))
     if accuracy == 0 or (holds["enough"] and not holds["support"]):
-        return BETTER_BASE, (
+        return BETTER_BASE, _cut(content, accuracy) + (
             f"{_percent(without)} of the problems have no right answer among their samples ({_sizes(content['source'])}): "
             "a reward finds little to reinforce there, and likelihood nothing. Take a better base, show it how, or begin "
             "with easier problems."
@@ -173,6 +173,14 @@ def _before_training(
         f"solved in all of its samples or in none, {_percent(without)} of them in none. Draw more samples to see whether right "
         "answers there are rare or absent; if absent, take a better base or problems between the two."
     )
+
+
+def _cut(content: Mapping[str, Any], accuracy: float) -> str:
+    """What comes before everything else where no sample is right and all have one length: they were cut at a limit."""
+    length = content["base"].get("one_length")
+    if accuracy or length is None or content["source"]["fixed_length"]:
+        return ""
+    return f"Every sample has {length} tokens, as if cut at a limit: raise max_new_tokens and sample again. Else: "
 
 
 def _regime(

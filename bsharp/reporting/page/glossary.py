@@ -96,7 +96,7 @@ GLOSSARY: dict[str, Metric] = {
     ),
     "stability": Metric(
         "stability", "",
-        "a word for how training went: stable, noisy, declining or collapsed",
+        "a word for how training went: stable, noisy, declining or collapsed; no signal where nothing was ever right",
         "fixed rule on drops, dips, seed spread, entropy, length and truncation, set before any run was looked at",
         "stable",
     ),

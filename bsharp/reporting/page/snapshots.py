@@ -18,6 +18,8 @@ def why_no_path(run: TrainingRun) -> str | None:
     """Why the run kept no snapshots of its weights, in a few words; None where it kept some."""
     if any((run.path / "snapshots").glob("step_*.safetensors")):
         return None
+    if finite((run.config.get("weights") or {}).get("lora_rank")):
+        return "the runs trained adapters, and a path through weights is not drawn for them"
     watch = run.config.get("watch") or {}
     allowed, every = finite(watch.get("snapshot_megabytes")), finite(watch.get("snapshot_every"))
     steps, count = finite(run.config.get("steps")), parameters(run.path / "last")

@@ -134,11 +134,13 @@ def test_where_one_sample_makes_the_difference_there_is_no_interval() -> None:
     assert "no interval" in correlation.note
 
 
-def test_alike_samples_of_every_problem_leave_only_the_covariance_of_zero() -> None:
+def test_alike_samples_of_every_problem_leave_only_a_covariance_of_zero_without_an_interval() -> None:
     rng = generator(0, "alike")
     found = [problem(i, -rng.exponential(1.0, 5), np.full(5, i % 2)) for i in range(6)]
     figures = likelihood_figures(samples(found))["sum"]
-    assert figures["within"]["covariance"]["estimate"] == 0.0
+    covariance = figures["within"]["covariance"]
+    assert (covariance["estimate"], covariance["low"], covariance["high"]) == (0.0, None, None)
+    assert "all samples are right or all are wrong" in covariance["note"]
     assert figures["within"]["correlation"]["estimate"] is None
     assert figures["positive_share"]["estimate"] is None
     assert figures["between"]["correlation"]["estimate"] is not None

@@ -208,3 +208,24 @@ def test_the_reward_is_silent_in_groups_of_equal_rewards() -> None:
     assert silent["figures"] == "50 % of groups"
     content = base_of(lambda i: [("a", 0.9, True), ("b", 0.1, False)], problems=40, samples=10)
     assert recommend(content)["rules"][-1]["figures"] == "20 % of groups"
+
+
+@pytest.mark.parametrize(("lengths", "cut"), [((48, 48), True), ((48, 47), False)])
+def test_a_base_that_is_never_right_and_always_as_long_is_told_that_it_was_cut(lengths: tuple, cut: bool) -> None:
+    records = [
+        {
+            "problem_id": f"p{index:03d}",
+            "text": f"{index} {sample}",
+            "logprob": -60.0 - sample,
+            "length": lengths[sample % 2],
+            "reward": 0.0,
+        }
+        for index in range(40)
+        for sample in range(8)
+    ]
+    found = forecast(records, [], alphas=[1, 2], beta_invs=[100])["recommendation"]
+    assert found["word"] == "better base or easier curriculum first"
+    assert ("as if cut at a limit: raise max_new_tokens" in found["sentence"]) == cut
+    assert ("Every sample has 48 tokens" in found["sentence"]) == cut
+    fixed = forecast([record | {"fixed_length": True} for record in records], [], alphas=[1, 2], beta_invs=[100])
+    assert "as if cut" not in fixed["recommendation"]["sentence"]

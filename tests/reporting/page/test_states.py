@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from sample_runs import make_comparison, make_training
 
+from bsharp.diagnostics.mistakes import NO_MISTAKES
 from bsharp.reporting.page.glossary import GLOSSARY
 from bsharp.reporting.page.load import RunData, known, load_run
 from bsharp.reporting.page.parts import Callout, Chart, DataTable, Paragraph, Part, Section, Verdict, every_part
@@ -301,3 +302,31 @@ def test_the_noise_floor_is_a_self_cosine_that_bounds_no_cosine(complete: Path) 
     captions = " ".join(part.caption for section in sections_of(complete).values() for part in parts_of(section, Chart))
     for wrong in ("towards 0", "look more alike", "shrinkage"):
         assert wrong not in captions + " ".join(entries[key] for key in ("cosine", "debiased_cosine", "noise_floor"))
+
+
+def test_of_a_long_question_the_page_shows_the_place_where_the_change_is(tmp_path: Path) -> None:
+    folder = small(tmp_path / "run")
+    long = "Let $x_1, x_2$ be such that " + "$\\\\sqrt{x_1} < x_2$ and " * 60 + "find $x_2$."
+    file = folder / "diagnostics" / "sensitivity.json"
+    changes = json.loads(file.read_text())["changes"]
+    changes[0]["example"], changes[1]["example"] = [long, f"Please solve: {long}"], [long, f"{long}\n"]
+    edit(file, changes=changes)
+    (table,) = (
+        part
+        for part in parts_of(sections_of(folder)["sensitivity"], DataTable)
+        if part.table_id == "sensitivity_changes"
+    )
+    rows = [[str(cell) for cell in row[2:4]] for row in table.rows[:2]]
+    assert all(len(text) <= 170 for row in rows for text in row)
+    assert rows[0][1].startswith("Please solve: Let")
+    assert rows[1][1].endswith("$x_2$.⏎")
+    assert rows[1][0].endswith("$x_2$.")
+    assert all(text.startswith("…") for text in rows[1])
+
+
+def test_where_no_task_has_typed_mistakes_the_page_says_so_in_one_sentence(tmp_path: Path) -> None:
+    folder = small(tmp_path / "run")
+    edit(folder / "diagnostics" / "mistakes.json", types=[], notes=[NO_MISTAKES], oracle_cosine={}, margin_cosine={})
+    text = said(sections_of(folder)["gradients"])
+    assert f"Mistakes: {NO_MISTAKES}." in text
+    assert "Every mistake of the test problems" not in text

@@ -181,7 +181,7 @@ class Browser {
     const here = this.found.indexOf(at);
     const step = (by) => make("button", { type: "button", disabled: !(here + by in this.found), onclick: () => this.choose(this.found[here + by]) },
       by < 0 ? "Previous" : "Next");
-    const facts = ["task", "family", "role", "mode", "difficulty"].filter((key) => problem[key] !== null).map((key) => `${key} ${visible(problem[key])}`);
+    const facts = ["task", "family", "role", "mode", "difficulty"].filter((key) => problem[key] !== null && problem[key] !== "none").map((key) => `${key} ${visible(problem[key])}`);
     const head = make("div", { class: "head" }, make("div", { class: "steps" }, step(-1), step(1)),
       make("p", { class: "facts" }, make("bdi", {}, visible(problem.id)), " · " + facts.join(" · ")));
     if (problem.chunk === null) {

@@ -56,6 +56,11 @@ def crossover(deltas: Mapping[str, Mapping[str, Any]]) -> tuple[int, bool] | Non
     return None
 
 
+def _solves(summary: Mapping[str, Any]) -> bool:
+    """Whether the model is ever right."""
+    return any(estimate(figure) for figure in summary["pass_at_k"].values())
+
+
 def _chart(key: str, models: Mapping[str, Mapping[str, Any]], reading: str) -> Chart | None:
     drawn = []
     for name, summary in models.items():
@@ -86,7 +91,9 @@ def _crossovers(results: Mapping[str, Any]) -> DataTable:
         deltas = regime["pass_at_k_delta"]
         largest = max(deltas, key=int)
         crossing = crossover(deltas)
-        if crossing is None:
+        if not _solves(regime) and not _solves(results["base"]):
+            text, at = "nothing to cross: neither is ever right", largest
+        elif crossing is None:
             text, at = f"none up to k = {largest}", largest
         else:
             at = str(crossing[0])

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from bsharp.reporting.cells import plain_text, rows
+from bsharp.reporting.cells import comparable, plain_text, rows
 from bsharp.reporting.notes import notes
 from bsharp.reporting.page.load import DIAGNOSTICS, RunData
 from bsharp.reporting.page.parts import (
@@ -33,7 +33,8 @@ def section(run: RunData, before: Sequence[Section], running: bool = False) -> S
     """Every reason to doubt a figure of the page; `before` are the sections that are on it, `running`: the run goes on."""
     warnings = [*_unfinished(run, running), *_unreadable(run), *_stopped(run)]
     if run.results is not None:
-        warnings += [*_seeds(run.results), *_wide(run.results), *_responses(run.results), *_rival(run)]
+        warnings += [*_incomparable(run.results), *_seeds(run.results), *_wide(run.results)]
+        warnings += [*_responses(run.results), *_rival(run)]
     parts: list[Part] = [Callout("warning", text) for text in warnings]
     others = [*_left_out(before), *_absent(run)]
     parts += [Callout("note", text) for text in others]
@@ -94,8 +95,18 @@ def _seeds(results: Mapping[str, Any]) -> Iterator[str]:
         yield f"Only {samples} samples per problem: pass@k, maj@k and calibration say little."
 
 
+def _incomparable(results: Mapping[str, Any]) -> Iterator[str]:
+    if not comparable(results):
+        yield (
+            "No figure of this page says which model is better: too few problems have a right answer of any model. Differences, "
+            "votes, calibration and gained problems are shown as they are and mean nothing."
+        )
+
+
 def _wide(results: Mapping[str, Any]) -> Iterator[str]:
     """Comparisons whose interval includes 0: under-powered those wider than ± `WIDE` points, widest first, then all."""
+    if not comparable(results):
+        return
     compared = {f"{name} against base": regime["delta"] for name, regime in results["regimes"].items()}
     for name, others in results["differences"].items():
         compared |= {f"{name} against {other}": figure for other, figure in others.items()}

@@ -49,7 +49,9 @@ def mistake_parts(mistakes: Mistakes) -> list[Part]:
         parts.append(Fold("These cosines by problem family", [Choice("mistake_cosines", "Cosine to", families)]))
     told = [mistakes.get("note"), *(mistakes.get("notes") or [])]
     notes = "\n".join(plain_text(note) for note in told if note)
-    if notes:
+    if notes and not types:
+        parts.append(Paragraph(f"Mistakes: {notes}."))
+    elif notes:
         parts.append(Preformatted("How mistakes were measured", notes))
     return [part for part in parts if part is not None]
 

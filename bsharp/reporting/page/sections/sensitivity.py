@@ -14,6 +14,8 @@ from bsharp.reporting.page.sections.common import estimate, not_computed, percen
 
 __all__ = ["section"]
 
+AROUND = 80
+"""Characters of a long question that are shown before and after the place where a change begins."""
 KEEPING = "all that keep the answer"
 CONTROL = "none (the same prompt again)"
 SHOWN = (
@@ -77,18 +79,34 @@ def _described(changes: Sequence[Mapping[str, Any]]) -> DataTable:
     for change in changes:
         example = change.get("example")
         before, after = example if isinstance(example, list) and len(example) == 2 else ("", "")
+        before, after = _around_the_change(str(before), str(after))
         if plain_text(before) == plain_text(after):  # they differ in blanks, which plain_text joins
-            before, after = (str(text).replace(" ", "␣") for text in (before, after))
+            before, after = (text.replace(" ", "␣").replace("\n", "⏎") for text in (before, after))
         told = (change["change"], change.get("description", ""), before, after, change.get("problems", "–"))
         rows.append([plain_text(cell) for cell in told])
     return DataTable(
         "sensitivity_changes",
         "The changes of the prompt",
-        "One example each; ␣ is a blank. All but other numbers keep the right answer.",
+        "One example each; ␣ is a blank, ⏎ a line break. All but other numbers keep the right answer.",
         ("change", "what it does", "prompt", "changed prompt", "problems"),
         rows,
         numeric=(4,),
     )
+
+
+def _around_the_change(before: str, after: str) -> tuple[str, str]:
+    """Both texts as they are where they are short, else what stands around the first difference."""
+    if max(len(before), len(after)) <= 2 * AROUND:
+        return before, after
+    both = min(len(before), len(after))
+    same = next((place for place in range(both) if before[place] != after[place]), both)
+    start = max(0, same - AROUND)
+
+    def cut(text: str) -> str:
+        end = start + 2 * AROUND
+        return "…" * (start > 0) + text[start:end] + "…" * (end < len(text))
+
+    return cut(before), cut(after)
 
 
 def _overall(content: Mapping[str, Any]) -> DataTable:

@@ -12,6 +12,7 @@ from bsharp.reporting.cells import (
     best_columns,
     best_rows,
     columns,
+    comparable,
     number,
     plain_text,
     problems_title,
@@ -110,10 +111,9 @@ def _signed(value: float) -> str:
 
 def _changes(run: RunData) -> Iterator[Chart]:
     """The change of every regime against the base, the answer at a glance."""
-    found = [
-        Dot(name, name, plain_text(name), regime["delta"])
-        for name, regime in ((run.results or {}).get("regimes") or {}).items()
-    ]
+    if run.results is None or not comparable(run.results):
+        return  # a chart would show intervals around 0 as if they had been measured
+    found = [Dot(name, name, plain_text(name), regime["delta"]) for name, regime in run.results["regimes"].items()]
     chart = dots(
         "deltas",
         "Change of accuracy against the base",
@@ -216,17 +216,25 @@ def _best_table(results: Mapping[str, Any]) -> Iterator[DataTable]:
 
 def _differences(run: RunData) -> Iterator[DataTable]:
     results = run.results or {}
+    decided = comparable(results)
     p_values = {
         name: finite(regime.get("p_value"))
         for name, regime in run.diagnostics.get("problems", {}).get("regimes", {}).items()
     }
     table: list[list[Cell]] = [
-        [name, BASE, figure_text(regime["delta"], 100, 1, True), _clear(regime["delta"]), _p_text(p_values.get(name))]
+        [
+            name,
+            BASE,
+            figure_text(regime["delta"], 100, 1, True),
+            _clear(regime["delta"], decided),
+            _p_text(p_values.get(name)),
+        ]
         for name, regime in results["regimes"].items()
     ]
     for name, others in results["differences"].items():
         table += [
-            [name, other, figure_text(figure, 100, 1, True), _clear(figure), ""] for other, figure in others.items()
+            [name, other, figure_text(figure, 100, 1, True), _clear(figure, decided), ""]
+            for other, figure in others.items()
         ]
     yield DataTable(
         "paired_tests",
@@ -240,7 +248,9 @@ def _differences(run: RunData) -> Iterator[DataTable]:
     )
 
 
-def _clear(figure: Mapping[str, Any]) -> str:
+def _clear(figure: Mapping[str, Any], decided: bool = True) -> str:
+    if not decided:
+        return "nothing to compare"
     low, high = finite(figure.get("low")), finite(figure.get("high"))
     if low is None or high is None:
         return "no interval"

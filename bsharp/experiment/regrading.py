@@ -1,0 +1,272 @@
+"""A run's records graded again by another grader, without a model: what `bsharp regrade` does."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bsharp.config import ConfigError, ProblemsConfig, as_dict, build_config
+from bsharp.evaluation import problem_figures, summarize
+from bsharp.experiment.comparison import write_results
+from bsharp.experiment.finished import open_comparison
+from bsharp.experiment.setup import BASE, regimes_of
+from bsharp.reporting import results_markdown
+from bsharp.rewards import REWARD_KINDS, RewardFunction, reward_for
+from bsharp.rewards.agreement import Agreement, agreement_of
+from bsharp.runlog import RunDirectory
+from bsharp.statistics.intervals import Estimate
+from bsharp.statistics.samples import mean_where_defined
+from bsharp.tasks import load_task
+from bsharp.types import Completion, FinishReason, Grade, GradeStatus, Problem
+
+__all__ = ["Regraded", "grade_fields", "regrade"]
+
+Record = dict[str, Any]
+
+FOLDER = "regraded"
+_GRADED = ("records.jsonl", "records_last.jsonl", "records_best.jsonl", "validation_last.jsonl")
+_TAKEN_OVER = ("config.json", "manifest.json", "metrics.jsonl", "complete.json", "alarms.jsonl")
+
+
+@dataclass(frozen=True)
+class Regraded:
+    """What changed when a run was graded again."""
+
+    folder: Path  # where the new records lie
+    grader: str
+    accuracy: Mapping[str, tuple[Estimate, Estimate]]  # by model: before and after
+    agreement: Agreement  # of the old grades with the new, greedy and validation completions included
+
+    def markdown(self) -> str:
+        """Accuracy of every model before and after, and the agreement of the two graders."""
+        first, second = self.agreement.first, self.agreement.second
+        lines = [f"| accuracy, % | {first} | {second} | change |", "|---|---|---|---|"]
+        for name, (before, after) in self.accuracy.items():
+            change = 100 * (after.estimate - before.estimate)
+            shown = [figure.scaled(100, "percent").format() for figure in (before, after)]
+            lines.append(f"| {name} | {shown[0]} | {shown[1]} | {change:+.1f} |")
+        return "\n".join([*lines, "", self.agreement.markdown()])
+
+
+def regrade(
+    run: str | Path, settings: ProblemsConfig, on_progress: Callable[[str, int, int], None] | None = None
+) -> Regraded:
+    """Grade the records of an evaluation or of a finished comparison again, without sampling.
+
+    Of `settings` only the grader counts: `grader`, `reward`, `grader_workers`, `grader_seconds`; where the problems came from
+    is the run's own affair. The new records, with results or summary, a table and the disagreements, are written to
+    `run`/regraded/<grader>/, a run directory of its own; the originals are left alone. Where in a completion the answer
+    stands is the task's rule and does not change. What training saw does not change either: results.json says so.
+
+    `on_progress(file, done, total)` counts files. Raises ConfigError for a folder without records, and for graders that need
+    what records do not keep.
+    """
+    folder = Path(run)
+    grader = _grader_name(settings)
+    files = _record_files(folder)
+    problems_of_run = _problems_config(folder)
+    graders = _Graders(dataclasses.replace(_grading_of(settings), **_sources_of(problems_of_run)))
+    out = RunDirectory(folder / FOLDER / grader)
+    agreement: Agreement | None = None
+    before: dict[Path, list[Record]] = {}
+    after: dict[Path, list[Record]] = {}
+    for done, file in enumerate(files):
+        place = file.relative_to(folder)
+        if on_progress:
+            on_progress(str(place), done, len(files))
+        old = list(RunDirectory(file.parent).rows(file.name))
+        new, found = _regraded(old, graders)
+        agreement = found if agreement is None else agreement.joined(found)
+        before[place], after[place] = old, new
+    assert agreement is not None
+    for place, records in after.items():
+        target = RunDirectory((out.path / place).parent)
+        target.write_rows(place.name, records)
+    for file in {file.parent for file in files} | {folder}:
+        _take_over(file, out.path / file.relative_to(folder))
+    manifest = out.read_json("manifest.json") or {}
+    out.write_json("manifest.json", manifest | {"regraded": {"grader": grader, "original": str(folder.resolve())}})
+    accuracy = _write_figures(folder, out, before, after, graders.settings)
+    result = Regraded(out.path, grader, accuracy, agreement)
+    out.write_json("agreement.json", agreement.as_json())
+    (out.path / "agreement.md").write_text(result.markdown() + "\n", encoding="utf-8")
+    if on_progress:
+        on_progress("", len(files), len(files))
+    return result
+
+
+def _grader_name(settings: ProblemsConfig) -> str:
+    if settings.reward is None:
+        return settings.grader
+    return settings.reward.rpartition(":")[2]
+
+
+def _grading_of(settings: ProblemsConfig) -> ProblemsConfig:
+    return ProblemsConfig(
+        grader=settings.grader,
+        reward=settings.reward,
+        grader_workers=settings.grader_workers,
+        grader_seconds=settings.grader_seconds,
+    )
+
+
+def _sources_of(settings: ProblemsConfig) -> dict[str, Any]:
+    names = ("data", "prompt_field", "answer_field", "split_field", "data_dir", "prompt_format")
+    return {name: getattr(settings, name) for name in names}
+
+
+def _problems_config(folder: Path) -> ProblemsConfig:
+    """Where the problems of a run came from, as its config says; runs made before there was a choice have none."""
+    config = (
+        json.loads((folder / "config.json").read_text(encoding="utf-8")) if (folder / "config.json").exists() else {}
+    )
+    return build_config(ProblemsConfig, config.get("problems") or {}, f"{folder}/config.json")
+
+
+def _record_files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise ConfigError(
+            f"there is no run directory {folder}; give the one of a `bsharp compare` or `bsharp evaluate`"
+        )
+    if (folder / BASE).is_dir():
+        comparison = open_comparison(folder)
+        seeds = comparison.config.seeds
+        folders = [
+            folder / BASE,
+            *(comparison.folder(name, s) for name in regimes_of(comparison.config) for s in seeds),
+        ]
+    else:
+        folders = [folder]
+    files = [place / name for place in folders for name in _GRADED if (place / name).exists()]
+    if not files:
+        raise ConfigError(f"{folder} holds no records; give the directory of a `bsharp compare` or `bsharp evaluate`")
+    return files
+
+
+class _Graders:
+    """The reward function of each task, made when it is first met."""
+
+    def __init__(self, settings: ProblemsConfig) -> None:
+        self.settings = settings
+        self._known: dict[str, RewardFunction] = {}
+
+    def __getitem__(self, name: str) -> RewardFunction:
+        if name not in self._known:
+            self._known[name] = _reward_of(name, self.settings)
+        return self._known[name]
+
+
+def _reward_of(name: str, settings: ProblemsConfig) -> RewardFunction:
+    if settings.reward is not None:
+        return reward_for("math", settings)
+    task = load_task(name, settings)
+    if REWARD_KINDS[task.reward_kind][0] == "reasoning_gym" and settings.grader == "default":
+        raise ConfigError(
+            f"{name} scores its answers from data that records do not keep; choose grader = normalised or math, which compare "
+            "with the gold answer"
+        )
+    return reward_for(task, settings)
+
+
+def _regraded(records: Sequence[Record], graders: _Graders) -> tuple[list[Record], Agreement]:
+    """The records with new grades, in order, and the agreement of old and new grades."""
+    problems = [_problem_of(record) for record in records]
+    completions = [_completion_of(record) for record in records]
+    grades: list[Grade | None] = [None] * len(records)
+    for name in dict.fromkeys(problem.task for problem in problems):
+        places = [place for place, problem in enumerate(problems) if problem.task == name]
+        given = graders[name]([problems[p] for p in places], [completions[p] for p in places])
+        for place, grade in zip(places, given, strict=True):
+            grades[place] = grade
+    new = [grade for grade in grades if grade is not None]
+    names = {problem.task: type(graders[problem.task]).__name__ for problem in problems}
+    found = agreement_of(
+        " / ".join(dict.fromkeys(str(record["grader"]) for record in records)) + " (before)",
+        " / ".join(dict.fromkeys(names.values())) + " (now)",
+        problems,
+        [completion.text for completion in completions],
+        [_grade_of(record) for record in records],
+        new,
+    )
+    rows = [
+        record | grade_fields(grade) | {"exact_match": grade.exact_match, "grader": names[record["task"]]}
+        for record, grade in zip(records, new, strict=True)
+    ]
+    return rows, found
+
+
+def _problem_of(record: Record) -> Problem:
+    keys = ("problem_id", "task", "family", "question", "gold", "difficulty")
+    return Problem(*(record[key] for key in keys))
+
+
+def _completion_of(record: Record) -> Completion:
+    token_ids = tuple(record["token_ids"])
+    # Only the sum of the log-probabilities is on record, and no grader looks at them.
+    reason = FinishReason(record["finish_reason"])
+    return Completion(token_ids, (math.nan,) * len(token_ids), reason, record["text"], record["policy_version"])
+
+
+def _grade_of(record: Record) -> Grade:
+    return Grade(
+        GradeStatus(record["status"]), record["reward"], record["answer"], record["detail"], record["exact_match"]
+    )
+
+
+def grade_fields(grade: Grade) -> Record:
+    """A grade as the fields of a record; the reward is null where nothing could be said."""
+    reward = None if grade.reward is None else float(grade.reward)
+    return {"status": str(grade.status), "detail": grade.detail, "answer": grade.answer, "reward": reward}
+
+
+def _take_over(source: Path, target: Path) -> None:
+    """What describes a run and is not graded is copied, so that the new folder can be read by itself."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in _TAKEN_OVER:
+        if (source / name).exists():
+            shutil.copyfile(source / name, target / name)
+
+
+def _write_figures(
+    folder: Path,
+    out: RunDirectory,
+    before: Mapping[Path, Sequence[Record]],
+    after: Mapping[Path, Sequence[Record]],
+    settings: ProblemsConfig,
+) -> dict[str, tuple[Estimate, Estimate]]:
+    """Results or summary of the new records; accuracy of every model before and after."""
+    if Path("records.jsonl") in after:
+        records = after[Path("records.jsonl")]
+        out.write_json("summary.json", summarize([records]))
+        out.write_json("config.json", (out.read_json("config.json") or {}) | {"problems": as_dict(settings)})
+        return {"model": (_accuracy([before[Path("records.jsonl")]], "model"), _accuracy([records], "model"))}
+    config = dataclasses.replace(open_comparison(folder).config, problems=settings)
+    written = RunDirectory(out.path)
+    written.write_json("config.json", as_dict(config))
+    results = write_results(config, written, regimes_of(config))
+    results["choices_using_labels"].append(
+        "everything before the end of training (rewards, validation, the best checkpoint): the original run's grader; "
+        "only the evaluations were graded again"
+    )
+    written.write_json("results.json", results)
+    (written.path / "table.md").write_text(results_markdown(results), encoding="utf-8")
+    accuracy = {}
+    for name in (BASE, *regimes_of(config)):
+        places = [Path(BASE)] if name == BASE else [Path(name) / f"seed_{seed}" for seed in config.seeds]
+        both = [[table[place / "records_last.jsonl"] for place in places] for table in (before, after)]
+        accuracy[name] = _accuracy(both[0], name), _accuracy(both[1], name)
+    return accuracy
+
+
+def _accuracy(records_by_seed: Sequence[Sequence[Record]], name: str) -> Estimate:
+    """Share of right answers among the graded samples, as in the results."""
+    figures = problem_figures(records_by_seed, name)
+    values = figures.values["accuracy"]
+    values = values[0] if name in (BASE, "model") else values  # untrained, or trained elsewhere: there are no seeds
+    return mean_where_defined(values, f"{name}/accuracy", figures.families, "share", bounds=(0.0, 1.0))
