@@ -9,6 +9,9 @@
 # make forecast-coverage  simulated bias and coverage of the forecast; make closed-form  trained transformers against enumerated optima
 # make counterexamples  bases for which the usual statements about sharpening fail
 # make findings  the longer runs behind docs/findings.md, an hour and a half; make coverage  docs/intervals.md, a few minutes
+# make grading   both graders on public answers and their wrong neighbours (BSHARP_DATA_DIR names the folder), docs/grading.md
+# make memory    memory of log-probabilities, docs/memory.md; make backends  samplers against the trainer, docs/rollout_backends.md
+# make large     tokens/s and memory of a 3 B model's step on a GPU (ARGS=--reduced: a small one, anywhere)
 # PYTHON=python3.12 chooses the interpreter; PIP_ARGS is handed to pip (see README for the CPU build of torch).
 
 PYTHON ?= python3
@@ -23,7 +26,7 @@ export OMP_WAIT_POLICY ?= passive
 export TOKENIZERS_PARALLELISM ?= false
 
 .PHONY: compare quick diagnose forecast theory test lint browser findings tune pretrain coverage alarm variance clean
-.PHONY: forecast-validation forecast-coverage closed-form counterexamples
+.PHONY: forecast-validation forecast-coverage closed-form counterexamples grading memory backends large
 
 compare: $(VENV)/.runtime
 	$(BIN)/bsharp compare $(ARGS)
@@ -74,7 +77,19 @@ variance: $(VENV)/.dev
 forecast-validation: $(VENV)/.dev
 	$(BIN)/python benchmarks/forecast_validation.py $(ARGS)
 
-forecast-coverage: $(VENV)/.dev
+forecast-grading: $(VENV)/.dev
+	$(BIN)/python benchmarks/grading.py $(ARGS)
+
+memory: $(VENV)/.dev
+	$(BIN)/python benchmarks/logprob_memory.py $(ARGS)
+
+backends: $(VENV)/.dev
+	$(BIN)/python benchmarks/decoder_agreement.py $(ARGS)
+
+large: $(VENV)/.dev
+	$(BIN)/python benchmarks/large_model.py $(ARGS)
+
+coverage: $(VENV)/.dev
 	$(BIN)/python benchmarks/forecast_coverage.py $(ARGS)
 
 closed-form: $(VENV)/.dev
@@ -82,6 +97,18 @@ closed-form: $(VENV)/.dev
 
 counterexamples: $(VENV)/.dev
 	$(BIN)/python benchmarks/counterexamples.py $(ARGS)
+
+grading: $(VENV)/.dev
+	$(BIN)/python benchmarks/grading.py $(ARGS)
+
+memory: $(VENV)/.dev
+	$(BIN)/python benchmarks/logprob_memory.py $(ARGS)
+
+backends: $(VENV)/.dev
+	$(BIN)/python benchmarks/decoder_agreement.py $(ARGS)
+
+large: $(VENV)/.dev
+	$(BIN)/python benchmarks/large_model.py $(ARGS)
 
 coverage: $(VENV)/.dev
 	$(BIN)/python benchmarks/interval_coverage.py $(ARGS) > docs/intervals.md

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from in_process import run_here
 from model_families import make_folder
 from public_data import data_dir, needs_public_data
 
 from bsharp.algorithm import parse_objective, sharpening, task_reward, tempered, tilted
 from bsharp.config import CompareConfig, ProblemsConfig, as_dict, load_config
 from bsharp.evaluation import validate_results
-from bsharp.experiment import compare, comparison, jobs, setup
+from bsharp.experiment import compare, comparison, setup
 from bsharp.rewards import reward_for
 from bsharp.tasks import Task
 
@@ -116,20 +117,6 @@ def reduced(config: CompareConfig, folder: Path, data: Path, tokens: int = 8) ->
         final_validation_samples=1,
         evaluation=change(config.evaluation, problems=6, samples=2, max_new_tokens=tokens, max_rows=64),
     )
-
-
-def run_here(todo: Sequence[jobs.Job], workers: int, on_event: Callable[[jobs.Event], None]) -> None:
-    """`run_jobs` in this process: starting another takes longer than what it is to do."""
-
-    class Told:
-        put = staticmethod(on_event)
-
-    previous, jobs._events = jobs._events, Told()
-    try:
-        for job in todo:
-            jobs._run_job(job)
-    finally:
-        jobs._events = previous
 
 
 @pytest.fixture(scope="module")

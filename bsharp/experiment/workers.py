@@ -39,9 +39,10 @@ class Workers:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._closed.set()
-        processes = list((getattr(self._pool, "_processes", None) or {}).values())
+        # Looked at after the shutdown: another thread may be starting one more process until then.
+        processes = getattr(self._pool, "_processes", None) or {}
         self._pool.shutdown(wait=False, cancel_futures=True)
-        for process in processes:
+        for process in list(processes.values()):
             process.terminate()
 
     def collect(

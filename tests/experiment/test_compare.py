@@ -271,7 +271,7 @@ def test_every_regime_gets_the_same_settings_but_its_objective_and_rate() -> Non
         (["compare", "--config", "absent.toml"], 2, "cannot read config absent.toml"),
         (["compare", "--steps", "0"], 2, "steps = 0 cannot be used"),
         (["compare", "--tasks", "gsm9k"], 2, "gsm9k"),
-        (["compare", "--model", "no/such-model-anywhere"], 2, "could not be loaded"),
+        (["compare", "--model", "no/such-model-anywhere"], 2, "cannot be had"),
         (["compare", "--model", "runs/nowhere/last"], 2, "there is no such folder"),
         (["compare", "--seeds", "1", "1"], 2, "names a seed twice"),
         (["compare", "--sampling.top-p", "0.9"], 2, "set sampling.top_p = 1"),
@@ -304,9 +304,9 @@ def test_a_wrong_command_line_is_one_line_and_no_traceback(
 
 
 def test_the_papers_grid_of_alpha_and_beta_can_be_asked_for() -> None:
-    from bsharp.cli import _regime_grid
+    from bsharp.cli.actions import regime_grid
 
-    names = list(regimes_of(dataclasses.replace(SMALL, regimes=_regime_grid((1, 1.25, 2, 4), (100, 10_000, 1e6)))))
+    names = list(regimes_of(dataclasses.replace(SMALL, regimes=regime_grid((1, 1.25, 2, 4), (100, 10_000, 1e6)))))
     assert names[:3] == ["task_reward", "sharpening", "tilted"]
     assert len(names) == 2 + 4 * 3 + 3
 
