@@ -68,6 +68,8 @@ def cases(name: str, folder: Path) -> list[Case]:
         solution = written if written != gold else f"So the answer is $\\boxed{{{gold}}}$."
         found.append(Case(problem, solution, "itself", True))
         found += [Case(problem, f"\\boxed{{{other}}}", kind, True) for kind, other in rewritings(gold)]
+        if rule == "final_number":
+            found += [Case(problem, line, kind, right) for kind, line, right in hash_lines(gold)]
         found += [Case(problem, f"\\boxed{{{wrong}}}", kind, False) for kind, wrong in neighbours(gold)]
     return found
 
@@ -106,6 +108,13 @@ def rewritings(gold: str) -> Iterator[tuple[str, str]]:
         yield "a name before", f"x = {gold}"
         yield "a unit after", f"{gold}\\text{{ units}}"
         yield "dollars", f"\\${gold}"
+        yield "math delimiters", f"\\({gold}\\)"
+        yield "a unit after a blank in LaTeX", f"{gold}\\ \\text{{dollars}}"
+        yield "a unit after a thin blank", f"{gold} \\, \\text{{dollars}}"
+        yield "a unit after a tie", f"{gold}~\\mathrm{{dollars}}"
+        yield "number and unit as text", f"\\text{{{gold} dollars}}" if "," not in gold and value >= 0 else gold
+        yield "a label as text", f"\\text{{Total}} = {gold}"
+        yield "a computation", f"{_decimal(value - 1)} + 1 = {gold}"
         yield "a fraction", f"\\frac{{{2 * value.numerator}}}{{{2 * value.denominator}}}"
     elif fraction:
         sign, above, below = fraction.groups()
@@ -118,6 +127,22 @@ def rewritings(gold: str) -> Iterator[tuple[str, str]]:
         first, second = gold.split(",")
         yield "another order", f"{second},{first}"
         yield "as a set", f"\\{{{gold}\\}}"
+
+
+def hash_lines(gold: str) -> Iterator[tuple[str, str, bool]]:
+    """Last lines of a solution, with the way they are written and whether they give `gold`."""
+    yield "hashes", f"#### {gold}", True
+    yield "hashes on a line of their own", f"####\n{gold}", True
+    yield "hashes, math delimiters", f"#### \\({gold}\\)", True
+    yield "hashes, euros", f"#### €{gold}", True
+    yield "hashes, a label", f"#### Answer: {gold}", True
+    yield "hashes, a sentence", f"#### The answer is {gold}", True
+    yield "hashes, code marks", f"#### `{gold}`", True
+    yield "hashes, a computation", f"#### 17 + 1 = {gold}", True
+    yield "hashes, a unit with a slash", f"#### {gold} dollars/day", True
+    yield "hashes, two values", f"#### {gold} or 977", False
+    yield "hashes, two numbers", f"#### {gold} 97", False
+    yield "hashes, a factor", f"#### {gold} million", False
 
 
 def _wrong_numbers(before: str, sign: str, digits: str, after: str) -> Iterator[tuple[str, str]]:

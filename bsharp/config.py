@@ -77,7 +77,7 @@ class ProblemsConfig:
     data: str | None = None
     """A file of your own problems (.jsonl, .json, .csv or .parquet), asked as the task named data."""
     prompt_field: str = "prompt"
-    """data: the field that holds the question."""
+    """The field of a file of your own that holds the question."""
     answer_field: str = "answer"
     """data: the field that holds the right answer."""
     split_field: str | None = None

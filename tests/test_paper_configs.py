@@ -16,7 +16,7 @@ from public_data import data_dir, needs_public_data
 from bsharp.algorithm import parse_objective, sharpening, task_reward, tempered, tilted
 from bsharp.config import CompareConfig, ProblemsConfig, as_dict, load_config
 from bsharp.evaluation import validate_results
-from bsharp.experiment import compare, comparison, setup
+from bsharp.experiment import compare, comparison, workbench
 from bsharp.rewards import reward_for
 from bsharp.tasks import Task
 
@@ -73,7 +73,7 @@ def test_the_values_are_those_of_the_paper(path: Path) -> None:
     assert optimizer == {
         "name": "AdamW",
         "learning_rate": 1e-6,
-        "options": {"betas": [0.9, 0.999], "weight_decay": 0.01},
+        "options": {"betas": [0.9, 0.999], "weight_decay": 0.01, "fused": True},
         "warmup_steps": 50,
         "warmup_start": 0.1,
         "schedule": "constant",
@@ -161,7 +161,7 @@ def test_each_config_of_the_paper_runs_to_the_end_on_a_reduced_model_and_conclud
 
     name, fixed = of_model(path)
     config = reduced(load_config(CompareConfig, path), folders[name], data)
-    monkeypatch.setattr(setup, "reward_for", kept)
+    monkeypatch.setattr(workbench, "reward_for", kept)
     monkeypatch.setattr(comparison, "run_jobs", run_here)
     monkeypatch.setattr(comparison, "diagnose", lambda *arguments, **named: [])
     results: Any = compare(config, tmp_path / "run")

@@ -49,11 +49,14 @@ def compare(command: CompareCommand) -> None:
         _print_tuning(console, result)
         return
     settings = QUICK_DIAGNOSTICS if command.quick else None
-    console.print(f"a page follows the runs: {folder / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
+
+    def on_start(jobs: Sequence[Any], to_do: Sequence[Any]) -> None:  # when everything that could be refused has been
+        line = f"a page follows the runs: {folder / 'report.html'}"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        display.on_start(jobs, to_do)
+
     with ProgressDisplay(console) as display:
-        results = experiment.compare(
-            config, folder, display.on_start, display.on_event, display.on_diagnostic, settings
-        )
+        results = experiment.compare(config, folder, on_start, display.on_event, display.on_diagnostic, settings)
     print_results(results, families=command.families)
     console.print(
         f"Written to {folder}: results.json, table.md, metrics and every sample",

@@ -113,8 +113,9 @@ class TableCommand:
 class GradeCommand:
     """Grade completions from anywhere: one JSON line in, one grade out, in order; no model is loaded."""
 
-    file: tyro.conf.Positional[str] = tyro.MISSING
-    """JSONL file with one completion (or a list of them) a line."""
+    file: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FILE")] = tyro.MISSING
+    """JSONL file with one completion (or a list of them) a line; blank lines are skipped. A reward of your own also gets the
+    question, where a line has it in its --prompt-field."""
     task: str | None = None
     """Task whose way of finding and comparing answers is used, e.g. gsm8k or math; without one, name --grader or --reward."""
     text_field: str = "text"
@@ -123,7 +124,7 @@ class GradeCommand:
     """Field of the right answer, or of a reference solution that ends in it."""
     problems: Annotated[ProblemsConfig, Flat] = dataclasses.field(default_factory=ProblemsConfig)
     out: str = "grades.jsonl"
-    """File for the grades, one a line."""
+    """File for the grades, one a line, each with the number of its line."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -177,7 +177,9 @@ def _stability(regime: RegimeRecords, figures: ProblemFigures) -> dict[str, Any]
     )
     word, why = str(verdict.word), verdict.phrase
     seen = [accuracy for trace in traces for accuracy in (*trace.validation_accuracy, trace.final_accuracy)]
-    if verdict.word is not StabilityWord.COLLAPSED and not any(seen):
+    # Without any reward the entropy of the graded rows is no number either: that is no collapse.
+    judged = graded or any(row.get("reward") is not None for rows in regime.metrics for row in rows)
+    if (verdict.word is not StabilityWord.COLLAPSED or not judged) and not any(seen):
         cause = "no completion is right in any check or at the end" if graded else "no test completion could be graded"
         word, why = NO_SIGNAL, f"{cause}, so nothing could have declined; {why}"
     return {

@@ -5,9 +5,10 @@ from bsharp.experiment.diagnose import DIAGNOSTICS, Diagnostic, DiagnosticsFaile
 from bsharp.experiment.forecast import forecast_model, forecast_records
 from bsharp.experiment.jobs import Event, Job, JobFailed
 from bsharp.experiment.run import evaluate_model, train
-from bsharp.experiment.setup import Workbench, build_workbench, load_tasks, own_problems_only, regimes_of, workbench_of
+from bsharp.experiment.setup import regimes_of
 from bsharp.experiment.theory import check_theory, theory_page, world_of_problem
 from bsharp.experiment.tune import LEARNING_RATE_GRID, tune
+from bsharp.experiment.workbench import Workbench, build_workbench, load_tasks, own_problems_only, workbench_of
 
 __all__ = [
     "DIAGNOSTICS",

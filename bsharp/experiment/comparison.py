@@ -23,8 +23,10 @@ from bsharp.experiment.diagnose import CHEAP, DiagnosticsFailed, diagnose
 from bsharp.experiment.jobs import Event, Job, is_complete, run_jobs
 from bsharp.experiment.live_report import REFRESH_SECONDS, LiveReport
 from bsharp.experiment.run import check_same_run
-from bsharp.experiment.setup import BASE, check_comparable, check_runnable, objective_of, regimes_of, workbench_of
+from bsharp.experiment.setup import BASE, check_comparable, check_runnable, objective_of, regimes_of
+from bsharp.experiment.workbench import told_left_out, workbench_of
 from bsharp.experiment.workers import default_workers
+from bsharp.models.placement import release_cached_memory
 from bsharp.reporting import results_markdown
 from bsharp.runlog import RunDirectory
 
@@ -56,12 +58,16 @@ def compare(
     for job in jobs:
         check_runnable(job.config, bench)
     run = RunDirectory(out)
-    check_same_run(run, comparable_config(config), bench.manifest())
+    ours = bench.manifest()
+    check_same_run(run, comparable_config(config), ours)
     del bench
-    todo = [job for job in jobs if not is_complete(job)]
+    release_cached_memory()  # the workers may need all of the GPU
+    todo = [dataclasses.replace(job, identity=ours["identity"]) for job in jobs if not is_complete(job)]
     if on_start:
         on_start(jobs, todo)
     notify = on_event or (lambda event: None)
+    if left_out := ours.get("problems_left_out"):
+        notify(Event(BASE, "evaluating", 0, 1, warning=told_left_out(left_out)))
     report = LiveReport(run.path, len(jobs), len(todo), notify, refresh_seconds)
     try:
         run_jobs(todo, config.workers, report.on_event)

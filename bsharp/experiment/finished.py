@@ -11,7 +11,8 @@ from typing import Any
 from bsharp.config import CompareConfig, ConfigError, DiagnoseConfig, EvaluationConfig, build_config
 from bsharp.diagnostics.objective_gradients import ObjectiveGradients, objective_gradients
 from bsharp.evaluation import problem_set
-from bsharp.experiment.setup import BASE, Workbench, regimes_of, set_threads, workbench_of
+from bsharp.experiment.setup import BASE, regimes_of, set_threads
+from bsharp.experiment.workbench import Workbench, workbench_of
 from bsharp.generation import SamplingParams, generator_for
 from bsharp.models.adapters import make_policy
 from bsharp.models.loading import LanguageModel, load_language_model

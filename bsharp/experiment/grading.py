@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -16,7 +17,7 @@ import numpy as np
 from bsharp.config import ConfigError, ProblemsConfig
 from bsharp.experiment.regrading import Regraded, grade_fields, regrade
 from bsharp.rewards import REWARD_KINDS, RewardFunction, reward_for
-from bsharp.rewards.extract import extract_gold
+from bsharp.rewards.extract import ExtractionRule, extract_gold
 from bsharp.statistics.intervals import Estimate
 from bsharp.statistics.samples import mean_where_defined
 from bsharp.tasks import load_task
@@ -32,7 +33,7 @@ class GradedFile:
     """What a file of completions was worth."""
 
     out: Path
-    lines: int
+    lines: int  # without blank ones
     counts: Mapping[GradeStatus, int]  # completions by status
     accuracy: Estimate  # mean reward of a line's graded completions, over lines
 
@@ -57,30 +58,25 @@ def grade_file(
     gold_field: str = "gold",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> GradedFile:
-    """Grade the completions of a JSONL file: one line in `out` per line of `path`, in the same order.
+    """Grade the completions of a JSONL file: one line in `out` per line of `path`, in order; blank ones are skipped.
 
     `text_field` holds a completion, or a list of them. `gold_field` holds the right answer as text or number, or a whole
     reference solution in which `task`'s rule finds it (GSM8K's `#### 18`, MATH's last box). `task` says how answers are
     found and compared, `settings.grader` changes the latter, `settings.reward` is a reward of your own; without a task
-    the grader must be named. The other fields of a line reach a reward of your own as its columns.
+    the grader must be named. A reward of your own gets the text in the line's `settings.prompt_field`, where it has one, as
+    its prompt, and the other fields as columns.
 
-    A line of `out` has line (counted from 1), gold, and status, reward, answer and detail, or a list `grades` of these
-    where there was a list of completions. The figure is the mean reward over lines, which are taken as independent
-    problems. Raises ConfigError, naming the line, for anything that cannot be used; nothing is written then.
+    A line of `out` has line (its number in `path`, from 1, blank lines counted), gold, and status, reward, answer and
+    detail, or a list `grades` of these where there was a list of completions. The figure is the mean reward over lines,
+    which are taken as independent problems. Raises ConfigError, naming the line, for anything that cannot be used; nothing
+    is written then.
     """
     source, target = Path(path), Path(out)
     if source.resolve() == target.resolve():
         raise ConfigError(f"out = {str(out)!r} is the file that is graded; choose another name")
     kind = _kind_of(task, settings)
     rule = REWARD_KINDS[kind][1]
-    problems, groups = [], []
-    for number, row in _lines(source):
-        where = f"{source}, line {number}"
-        gold = extract_gold(_gold(_field(row, gold_field, where, "gold_field"), gold_field, where), rule)
-        others = {key: value for key, value in row.items() if key not in (text_field, gold_field)}
-        family = str(task or kind)
-        problems.append(Problem(str(row.get("id", number)), family, family, "", gold, metadata=others))
-        groups.append(_texts(_field(row, text_field, where, "text_field"), text_field, where))
+    numbers, problems, groups = _read(source, str(task or kind), rule, text_field, gold_field, settings.prompt_field)
     reward = reward_for(kind, settings)
     graded: list[list[Grade]] = []
     for start in range(0, len(problems), _AT_ONCE):
@@ -93,17 +89,41 @@ def grade_file(
             "gold": problem.answer,
             **(grade_fields(grades[0]) if isinstance(texts, str) else _all(grades)),
         }
-        for number, (problem, texts, grades) in enumerate(zip(problems, groups, graded, strict=True), start=1)
+        for number, problem, texts, grades in zip(numbers, problems, groups, graded, strict=True)
     ]
+    _write(target, rows)
+    counts = Counter(grade.status for grades in graded for grade in grades)
+    return GradedFile(target, len(rows), counts, _mean_reward(graded))
+
+
+def _read(
+    source: Path, family: str, rule: ExtractionRule, text_field: str, gold_field: str, prompt_field: str
+) -> tuple[list[int], list[Problem], list[str | list[str]]]:
+    """The number, the problem and the completions of every line."""
+    numbers, problems, groups = [], [], []
+    for number, row in _lines(source):
+        where = f"{source}, line {number}"
+        gold = extract_gold(_gold(_field(row, gold_field, where, "--gold-field"), gold_field, where), rule)
+        others = {key: value for key, value in row.items() if key not in (text_field, gold_field)}
+        # A conversation in this field stays a column: a question is text.
+        question = others.pop(prompt_field) if isinstance(others.get(prompt_field), str) else ""
+        problems.append(Problem(str(row.get("id", number)), family, family, question, gold, metadata=others))
+        groups.append(_texts(_field(row, text_field, where, "--text-field"), text_field, where))
+        numbers.append(number)
+    return numbers, problems, groups
+
+
+def _write(target: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """All lines or, with a ConfigError, none."""
+    temporary = target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f"{target.name}.{os.getpid()}.part")
         temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
         os.replace(temporary, target)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise ConfigError(f"cannot write {target}: {error.strerror}; choose another place") from None
-    counts = Counter(grade.status for grades in graded for grade in grades)
-    return GradedFile(target, len(rows), counts, _mean_reward(graded))
 
 
 def _all(grades: Sequence[Grade]) -> dict[str, Any]:
@@ -149,12 +169,12 @@ def _mean_reward(graded: Sequence[Sequence[Grade]]) -> Estimate:
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """The JSON objects of a file with their line numbers; ConfigError for a file or a line that cannot be used."""
     try:
-        lines = path.read_bytes().rstrip().splitlines()
+        lines = [(number, line) for number, line in enumerate(path.read_bytes().splitlines(), start=1) if line.strip()]
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}; check the path") from None
     if not lines:
         raise ConfigError(f"{path} is empty; give a file with one JSON object per line")
-    for number, line in enumerate(lines, start=1):
+    for number, line in lines:
         try:
             row = json.loads(line)
         except ValueError as error:
@@ -168,11 +188,9 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, row
 
 
-def _field(row: Mapping[str, Any], name: str, where: str, setting: str) -> Any:
+def _field(row: Mapping[str, Any], name: str, where: str, flag: str) -> Any:
     if name not in row:
-        raise ConfigError(
-            f"{where} has no field {name!r}; set {setting} to one of {', '.join(map(str, row)) or 'none'}"
-        )
+        raise ConfigError(f"{where} has no field {name!r}; set {flag} to one of {', '.join(map(str, row)) or 'none'}")
     return row[name]
 
 

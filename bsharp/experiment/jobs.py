@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -15,10 +15,12 @@ from typing import Any
 from bsharp.config import ConfigError, EvaluationConfig, TrainConfig, as_dict
 from bsharp.evaluation import evaluate
 from bsharp.experiment.run import Record, train, validation_config
-from bsharp.experiment.setup import Workbench, set_threads, workbench_of
+from bsharp.experiment.setup import set_threads
+from bsharp.experiment.workbench import Workbench, workbench_of
 from bsharp.generation import generator_for
 from bsharp.models.loading import LanguageModel, load_language_model
-from bsharp.runlog import RunDirectory
+from bsharp.models.placement import release_cached_memory
+from bsharp.runlog import RunDirectory, differences
 from bsharp.training import latest_checkpoint
 
 __all__ = ["Event", "Job", "JobFailed", "is_complete", "run_jobs"]
@@ -35,6 +37,7 @@ class Job:
     final_validation_samples: int
     evaluation: EvaluationConfig | None  # None: no test problem is touched (tuning)
     evaluation_tasks: tuple[str, ...] = ()  # where they are not those trained on
+    identity: Mapping[str, Any] | None = None  # of the comparison that the job belongs to
 
 
 @dataclass(frozen=True)
@@ -121,9 +124,14 @@ def _run_job(job: Job) -> None:
     if run.read_json("complete.json") is not None:
         _events.put(Event(job.name, "complete", 1, 1))
         return
+    release_cached_memory()  # of the job this process did before
     config = job.config
     set_threads(config.threads)
     bench = workbench_of(config, job.evaluation_tasks)
+    if job.identity is not None and (lines := differences(bench.manifest()["identity"], job.identity)):
+        raise ConfigError(
+            f"what the comparison began with has changed meanwhile ({lines[0]}); put it back, or begin anew"
+        )
     best_step, stopped, last_step = None, None, 0
     policy = bench.base
     if job.trains:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
+import re
 import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +16,11 @@ from typing import Any
 
 from bsharp.config import ConfigError, ProblemsConfig, as_dict, build_config
 from bsharp.evaluation import problem_figures, summarize
-from bsharp.experiment.comparison import write_results
+from bsharp.experiment.comparison import comparable_config, write_results
 from bsharp.experiment.finished import open_comparison
 from bsharp.experiment.setup import BASE, regimes_of
 from bsharp.reporting import results_markdown
-from bsharp.rewards import REWARD_KINDS, RewardFunction, reward_for
+from bsharp.rewards import REWARD_KINDS, RewardFunction, load_reward, reward_for
 from bsharp.rewards.agreement import Agreement, agreement_of
 from bsharp.runlog import RunDirectory
 from bsharp.statistics.intervals import Estimate
@@ -30,7 +33,8 @@ __all__ = ["Regraded", "grade_fields", "regrade"]
 Record = dict[str, Any]
 
 FOLDER = "regraded"
-_GRADED = ("records.jsonl", "records_last.jsonl", "records_best.jsonl", "validation_last.jsonl")
+_EVALUATED = "records.jsonl"
+_GRADED = ("records_last.jsonl", "records_best.jsonl", "validation_last.jsonl")
 _TAKEN_OVER = ("config.json", "manifest.json", "metrics.jsonl", "complete.json", "alarms.jsonl")
 
 
@@ -64,12 +68,13 @@ def regrade(
     `run`/regraded/<grader>/, a run directory of its own; the originals are left alone. Where in a completion the answer
     stands is the task's rule and does not change. What training saw does not change either: results.json says so.
 
-    `on_progress(file, done, total)` counts files. Raises ConfigError for a folder without records, and for graders that need
-    what records do not keep.
+    <grader> is the grader's name, or for a reward of your own its file, its function and eight digits of the file's SHA-256:
+    another function, or the same one changed, has another folder. `on_progress(file, done, total)` counts files. Raises
+    ConfigError for a folder without records, for one that regrade wrote, and for graders that need what records do not keep.
     """
     folder = Path(run)
-    grader = _grader_name(settings)
     files = _record_files(folder)
+    grader = _grader_name(settings)
     problems_of_run = _problems_config(folder)
     graders = _Graders(dataclasses.replace(_grading_of(settings), **_sources_of(problems_of_run)))
     out = RunDirectory(folder / FOLDER / grader)
@@ -104,7 +109,12 @@ def regrade(
 def _grader_name(settings: ProblemsConfig) -> str:
     if settings.reward is None:
         return settings.grader
-    return settings.reward.rpartition(":")[2]
+    load_reward(settings.reward)  # says what is wrong with it, and knows where a module's file is
+    place, _, function = settings.reward.rpartition(":")
+    path = place if place.endswith(".py") else getattr(sys.modules[place], "__file__", None)
+    content = Path(path).read_bytes() if path else settings.reward.encode()
+    stem = re.sub(r"[^\w.]", "_", Path(place).stem if place.endswith(".py") else place)
+    return f"{stem}-{function}-{hashlib.sha256(content).hexdigest()[:8]}"
 
 
 def _grading_of(settings: ProblemsConfig) -> ProblemsConfig:
@@ -134,6 +144,9 @@ def _record_files(folder: Path) -> list[Path]:
         raise ConfigError(
             f"there is no run directory {folder}; give the one of a `bsharp compare` or `bsharp evaluate`"
         )
+    told = (RunDirectory(folder).read_json("manifest.json") or {}).get("regraded")
+    if told is not None:
+        raise ConfigError(f"{folder} is a run graded again; name the original run, {told['original']}")
     if (folder / BASE).is_dir():
         comparison = open_comparison(folder)
         seeds = comparison.config.seeds
@@ -141,9 +154,9 @@ def _record_files(folder: Path) -> list[Path]:
             folder / BASE,
             *(comparison.folder(name, s) for name in regimes_of(comparison.config) for s in seeds),
         ]
-    else:
-        folders = [folder]
-    files = [place / name for place in folders for name in _GRADED if (place / name).exists()]
+        files = [place / name for place in folders for name in _GRADED if (place / name).exists()]
+    else:  # of a comparison's parts no figures can be made
+        files = [folder / _EVALUATED] if (folder / _EVALUATED).exists() else []
     if not files:
         raise ConfigError(f"{folder} holds no records; give the directory of a `bsharp compare` or `bsharp evaluate`")
     return files
@@ -241,14 +254,14 @@ def _write_figures(
     settings: ProblemsConfig,
 ) -> dict[str, tuple[Estimate, Estimate]]:
     """Results or summary of the new records; accuracy of every model before and after."""
-    if Path("records.jsonl") in after:
-        records = after[Path("records.jsonl")]
+    if (place := Path(_EVALUATED)) in after:
+        records = after[place]
         out.write_json("summary.json", summarize([records]))
         out.write_json("config.json", (out.read_json("config.json") or {}) | {"problems": as_dict(settings)})
-        return {"model": (_accuracy([before[Path("records.jsonl")]], "model"), _accuracy([records], "model"))}
+        return {"model": (_accuracy([before[place]], "model"), _accuracy([records], "model"))}
     config = dataclasses.replace(open_comparison(folder).config, problems=settings)
     written = RunDirectory(out.path)
-    written.write_json("config.json", as_dict(config))
+    written.write_json("config.json", comparable_config(config))
     results = write_results(config, written, regimes_of(config))
     results["choices_using_labels"].append(
         "everything before the end of training (rewards, validation, the best checkpoint): the original run's grader; "

@@ -19,18 +19,17 @@ from bsharp.config import (
 from bsharp.evaluation import evaluate
 from bsharp.experiment.monitors import alarms_for, probe_for
 from bsharp.experiment.setup import (
-    Workbench,
-    build_workbench,
     check_evaluation,
     check_runnable,
     objective_of,
     set_threads,
-    workbench_of,
 )
+from bsharp.experiment.workbench import Workbench, build_workbench, told_left_out, workbench_of
 from bsharp.generation import generator_for
 from bsharp.models.adapters import make_policy
 from bsharp.models.loading import LanguageModel, load_language_model, weights_hash
 from bsharp.runlog import RunDirectory, differences
+from bsharp.tasks import Split
 from bsharp.training import Progress, Watcher, train_policy
 
 __all__ = ["check_same_run", "evaluate_model", "train", "validation_config", "validation_metrics"]
@@ -55,7 +54,10 @@ def train(
     check_runnable(config, bench)
     objective = objective_of(config.objective)
     run = RunDirectory(out)
-    check_same_run(run, as_dict(config), bench.manifest())
+    ours = bench.manifest()
+    check_same_run(run, as_dict(config), ours)
+    if workbench is None and on_alarm and (left_out := ours.get("problems_left_out")):
+        on_alarm(told_left_out(left_out))
     policy = make_policy(bench.base, config.weights, config.seed)
     generator = generator_for(policy, config.sampling.max_rows, config.sampling.backend)
 
@@ -113,7 +115,16 @@ def evaluate_model(
     """
     set_threads(threads)
     weights = WeightsConfig(dtype=dtype)
-    bench = build_workbench(base or model, tasks, difficulties, device, problems=problems, chat=chat, weights=weights)
+    bench = build_workbench(
+        base or model,
+        tasks,
+        difficulties,
+        device,
+        problems=problems,
+        chat=chat,
+        weights=weights,
+        splits=(Split(config.split),),
+    )
     check_evaluation(config, bench)
     policy = bench.base if base is None else load_language_model(model, dtype, device, chat)
     if policy.tokenizer.get_vocab() != bench.base.tokenizer.get_vocab():
@@ -160,8 +171,9 @@ def check_same_run(run: RunDirectory, config: Mapping[str, Any], ours: Mapping[s
 
 
 def validation_metrics(records: Sequence[Record]) -> dict[str, float]:
-    """Mean reward of the graded completions (NaN where none could be graded) and KL to the base, on validation problems."""
-    rewards = [record["reward"] for record in records if record["reward"] is not None]
+    """Share of the graded completions that are correct (NaN where none could be graded) and KL to the base, on validation
+    problems. Correct is what the evaluation counts too; of a reward with values in between, what lies above one half."""
+    rewards = [record["status"] == "correct" for record in records if record["reward"] is not None]
     kl = [record["logprob"] - record["base_logprob"] for record in records]
     return {
         "validation/accuracy": sum(rewards) / len(rewards) if rewards else math.nan,

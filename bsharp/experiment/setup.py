@@ -1,206 +1,42 @@
-"""config → objects: the base bound by its hash, tasks, graders, generator."""
+"""Regimes by name, and what would stop a run, found out before anything is written."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from bsharp.algorithm import Objective, parse_objective
-from bsharp.config import (
-    EMBEDDED_TASKS,
-    ChatConfig,
-    CompareConfig,
-    ConfigError,
-    EvaluationConfig,
-    OptimizerConfig,
-    ProblemsConfig,
-    TrainConfig,
-    WeightsConfig,
-)
+from bsharp.config import CompareConfig, ConfigError, EvaluationConfig, OptimizerConfig, TrainConfig
 from bsharp.evaluation import problem_set
-from bsharp.models.adapters import check_weights, prepare_base
-from bsharp.models.loading import LanguageModel, load_language_model, weights_hash
-from bsharp.rewards import RewardFunction, reward_for
-from bsharp.runlog import manifest
-from bsharp.tasks import DIFFICULTIES, TASK_NAMES, ProceduralTask, Split, Task, load_task
-from bsharp.tasks.decontamination import decontaminate
+from bsharp.experiment.workbench import Workbench
+from bsharp.models.loading import LanguageModel
+from bsharp.rewards import FunctionReward, RewardFunction
+from bsharp.tasks import ProceduralTask, Split, Task
 from bsharp.tasks.listed import ListedTask
 from bsharp.training import build_optimizer, check_trainable
 from bsharp.training.problems import ProblemStream
-from bsharp.types import Problem
+from bsharp.types import Completion, FinishReason, GradeStatus, Problem
 
 __all__ = [
     "BASE",
-    "Workbench",
-    "build_workbench",
     "check_comparable",
     "check_evaluation",
     "check_runnable",
-    "load_tasks",
     "objective_of",
-    "own_problems_only",
     "regime_of",
     "regimes_of",
     "set_threads",
-    "workbench_of",
 ]
 
 LARGE_MODEL = 10**8
 """Parameters beyond which the default learning rate is refused: it suits models a hundred times smaller."""
 
+ANSWERS_LOOKED_AT = 32
+"""Right answers of a file of one's own that are graded against themselves before a run."""
+
 BASE = "base"
 """Name of the untrained model beside the regimes."""
-
-
-@dataclass(frozen=True)
-class Workbench:
-    """What every run of one comparison shares: the frozen base and what is asked of it."""
-
-    base: LanguageModel
-    base_hash: str
-    tasks: Mapping[str, Task]  # trained and validated on
-    rewards: Mapping[str, RewardFunction]  # of all tasks, those of the evaluation included
-    evaluation_tasks: Mapping[str, Task]  # asked before and after
-    left_out: Mapping[
-        str, int
-    ]  # training and validation problems, by task, that stand among the evaluated test problems
-
-    def manifest(self, **extra: Any) -> dict[str, Any]:
-        """What a run of this workbench ran on, the problems that were read from files included."""
-        parts = [(self.tasks, split) for split in (Split.TRAIN, Split.VALIDATION)] + [
-            (self.evaluation_tasks, Split.TEST)
-        ]
-        read = {
-            f"{task.name} {split}": task.listing(split).problems
-            for tasks, split in parts
-            for task in tasks.values()
-            if isinstance(task, ListedTask)
-        }
-        found = manifest(self.base_hash, **extra)
-        if read:
-            # Another version of a data set is another run, though its settings are equal.
-            found["identity"]["problems"] = {name: _problems_hash(problems) for name, problems in read.items()}
-            found["problems"] = {name: len(problems) for name, problems in read.items()} | {
-                f"{name}, left out as test problems": count for name, count in self.left_out.items() if count
-            }
-        return found
-
-
-def build_workbench(
-    model: str,
-    task_names: Sequence[str],
-    difficulties: Sequence[int] = (),
-    device: str = "cpu",
-    *,
-    problems: ProblemsConfig = ProblemsConfig(),
-    chat: ChatConfig = ChatConfig(),
-    weights: WeightsConfig = WeightsConfig(),
-    evaluation_tasks: Sequence[str] = (),
-) -> Workbench:
-    """Load base, tasks and graders. Raises ConfigError for anything that cannot be loaded.
-
-    Training and validation problems that stand among the evaluated test problems, of whatever task, are left out.
-    """
-    check_weights(weights)
-    if problems.data is not None and "data" not in (*task_names, *evaluation_tasks):
-        raise ConfigError(f"problems.data = {problems.data!r} is asked as the task data; name it among the tasks")
-    tasks = load_tasks(task_names, difficulties, problems)
-    evaluated = load_tasks(evaluation_tasks, difficulties, problems) if evaluation_tasks else tasks
-    tasks, left_out = decontaminate(tasks.values(), evaluated.values())
-    rewards = {name: _reward(task, problems) for name, task in (tasks | evaluated).items()}
-    base = load_language_model(model, weights.dtype, device, chat)
-    base.model.requires_grad_(False)
-    base_hash = weights_hash(base.model)
-    return Workbench(prepare_base(base, weights), base_hash, tasks, rewards, evaluated, left_out)
-
-
-def workbench_of(config: TrainConfig | CompareConfig, evaluation_tasks: Sequence[str] = ()) -> Workbench:
-    """The workbench that a config asks for; a comparison names its evaluation tasks itself."""
-    named = config.evaluation_tasks if isinstance(config, CompareConfig) else evaluation_tasks
-    return build_workbench(
-        config.model,
-        config.tasks,
-        config.difficulties,
-        config.device,
-        problems=config.problems,
-        chat=config.chat,
-        weights=config.weights,
-        evaluation_tasks=named,
-    )
-
-
-def load_tasks(
-    names: Sequence[str], difficulties: Sequence[int] = (), problems: ProblemsConfig = ProblemsConfig()
-) -> dict[str, Task]:
-    """Tasks by name, in order, at the given difficulties (all of them where none is named).
-
-    Raises ConfigError for no task, an unknown one, one named twice or one that cannot be read.
-    """
-    if not names:
-        raise ConfigError(f"tasks = () leaves nothing to ask; known tasks: {', '.join(TASK_NAMES)}")
-    if len(set(names)) < len(names):
-        raise ConfigError(f"tasks = {tuple(names)!r} names a task twice; name each once")
-    try:
-        tasks = {name: load_task(name, problems) for name in names}
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    if not difficulties:
-        return dict(tasks)
-    try:
-        return {name: _at_difficulties(task, tuple(difficulties)) for name, task in tasks.items()}
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-
-
-def _at_difficulties(task: Task, difficulties: tuple[int, ...]) -> Task:
-    if isinstance(task, ListedTask):
-        return task.at_difficulties(difficulties)
-    if not isinstance(task, ProceduralTask):
-        raise ConfigError(f"difficulties = {difficulties} do not apply to {task.name}; leave them out")
-    if beyond := [level for level in difficulties if level not in DIFFICULTIES]:
-        raise ConfigError(f"difficulties: {task.name} has no difficulty {beyond[0]}; choose from {list(DIFFICULTIES)}")
-    return _AtDifficulties(**vars(task), difficulties=difficulties)
-
-
-def own_problems_only(names: Sequence[str], problems: ProblemsConfig) -> tuple[str, ...]:
-    """The tasks meant where none was named but a file of own problems was given: that file alone."""
-    return ("data",) if problems.data is not None and tuple(names) == EMBEDDED_TASKS else tuple(names)
-
-
-def _problems_hash(problems: Sequence[Problem]) -> str:
-    """SHA-256 over what is asked and what is right (16 hex digits)."""
-    digest = hashlib.sha256()
-    for problem in problems:
-        digest.update(f"{problem.problem_id}\0{problem.question}\0{problem.answer}\n".encode())
-    return digest.hexdigest()[:16]
-
-
-def _reward(task: Task, problems: ProblemsConfig) -> RewardFunction:
-    try:
-        return reward_for(task, problems)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-
-
-@dataclass(frozen=True, eq=False)
-class _AtDifficulties(ProceduralTask):
-    """A task of which only some difficulties are asked."""
-
-    difficulties: tuple[int, ...] = ()
-
-    def problems(
-        self,
-        split: Split | str,
-        count: int,
-        seed: int,
-        families: Sequence[str] | None = None,
-        difficulties: Sequence[int] | None = None,
-    ) -> list[Problem]:
-        return super().problems(split, count, seed, families, difficulties or self.difficulties)
 
 
 def regime_of(spec: str) -> tuple[str, Objective]:
@@ -243,12 +79,13 @@ def check_runnable(config: TrainConfig, bench: Workbench) -> None:
         regime_of(spec)
     build_optimizer([torch.nn.Parameter(torch.zeros(2, 2))], config.optimizer)
     _check_learning_rate(config, bench)
-    _check_evaluation(config.validation.problems, "validation.problems", list(bench.tasks.values()))
+    _check_evaluation(config.validation.problems, "validation.problems", list(bench.tasks.values()), Split.VALIDATION)
     _check_length(config.sampling.max_new_tokens, "sampling.max_new_tokens", bench)
     if written := _written(bench.tasks):
         stream = ProblemStream(bench.tasks, config)
         asked = [problem for step in range(1, config.steps + 1) for problem in stream.problems(step)]
         asked += problem_set(written, EvaluationConfig(problems=config.validation.problems, split="validation"))
+        _check_answers(asked, bench.rewards)
         _check_prompts(asked, bench.tasks, config.sampling.max_new_tokens, "sampling.max_new_tokens", bench.base)
 
 
@@ -288,16 +125,35 @@ def check_comparable(config: CompareConfig, bench: Workbench) -> None:
 def check_evaluation(config: EvaluationConfig, bench: Workbench, prefix: str = "") -> None:
     """Raises ConfigError for an evaluation that could not be carried out."""
     tasks = bench.evaluation_tasks
-    _check_evaluation(config.problems, f"{prefix}problems", list(tasks.values()))
+    _check_evaluation(config.problems, f"{prefix}problems", list(tasks.values()), Split(config.split))
     _check_length(config.max_new_tokens, f"{prefix}max_new_tokens", bench)
     if written := _written(tasks):
         asked = problem_set(written, config)
+        _check_answers(asked, bench.rewards)
         _check_prompts(asked, tasks, config.max_new_tokens, f"{prefix}max_new_tokens", bench.base)
 
 
-def _check_evaluation(problems: int, name: str, tasks: Sequence[Task]) -> None:
+def _check_evaluation(problems: int, name: str, tasks: Sequence[Task], split: Split) -> None:
     if problems < len(tasks):
         raise ConfigError(f"{name} = {problems} for {len(tasks)} tasks; ask for at least one problem per task")
+    listed = [task for task in tasks if isinstance(task, ListedTask)]
+    if len(listed) == len(tasks) and not any(task.size(split) for task in listed):
+        reasons = "; ".join(f"{task.name}: {task.empty.get(split, 'none in the file')}" for task in listed)
+        raise ConfigError(f"there are no {split} problems ({reasons}); a run needs some of every split it asks")
+
+
+def _check_answers(problems: Sequence[Problem], rewards: Mapping[str, RewardFunction]) -> None:
+    """Own files may hold answers that no grader can read: where it is so for all that are looked at, nothing can be learned."""
+    mine = [problem for problem in problems if problem.task == "data" and problem.answer][:ANSWERS_LOOKED_AT]
+    if not mine or isinstance(rewards["data"], FunctionReward):
+        return
+    texts = [f"\\boxed{{{problem.answer}}}" for problem in mine]
+    grades = rewards["data"](mine, [Completion((), (), FinishReason.EOS, text) for text in texts])
+    if all(grade.status is not GradeStatus.CORRECT for grade in grades):
+        raise ConfigError(
+            f"none of {len(mine)} right answers of data can be read by its grader, e.g. {mine[0].answer[:60]!r} of "
+            f"{mine[0].problem_id} ({grades[0].status}); check problems.answer_field, or choose --grader or --reward"
+        )
 
 
 def _written(tasks: Mapping[str, Task]) -> list[Task]:

@@ -16,7 +16,8 @@ from bsharp.diagnostics.surface import RunPath, SurfacePlan, assemble_surface, n
 from bsharp.diagnostics.surface_points import Point, PointValues, SurfaceSampling, evaluate_points
 from bsharp.evaluation import problem_set
 from bsharp.experiment.finished import Comparison, base_gradients, in_worker
-from bsharp.experiment.setup import Workbench, regimes_of
+from bsharp.experiment.setup import regimes_of
+from bsharp.experiment.workbench import Workbench
 from bsharp.experiment.workers import Workers
 from bsharp.models.weights import flat_weights, load_difference
 from bsharp.types import Problem

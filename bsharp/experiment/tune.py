@@ -11,8 +11,10 @@ from bsharp.config import CompareConfig, WatchConfig
 from bsharp.experiment.comparison import comparable_config, plan_jobs
 from bsharp.experiment.jobs import Event, Job, is_complete, run_jobs
 from bsharp.experiment.run import check_same_run, validation_metrics
-from bsharp.experiment.setup import check_runnable, regimes_of, workbench_of
+from bsharp.experiment.setup import check_runnable, regimes_of
+from bsharp.experiment.workbench import workbench_of
 from bsharp.experiment.workers import default_workers
+from bsharp.models.placement import release_cached_memory
 from bsharp.runlog import RunDirectory
 
 __all__ = ["LEARNING_RATE_GRID", "tune"]
@@ -54,6 +56,7 @@ def tune(
     run = RunDirectory(out)
     check_same_run(run, comparable_config(config) | {"learning_rate_grid": list(grid)}, bench.manifest())
     del bench
+    release_cached_memory()  # the workers may need all of the GPU
     todo = [job for job in jobs if not is_complete(job)]
     if on_start:
         on_start(jobs, todo)

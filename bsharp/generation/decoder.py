@@ -16,7 +16,7 @@ from bsharp.generation.cache import deal_rows
 from bsharp.generation.interface import GenerationRequest, SamplingParams
 from bsharp.generation.local import LocalGenerator, Sampled, transformers_model
 from bsharp.generation.sampling import choose_tokens
-from bsharp.generation.static import Capture, CudaGraphs, FixedShapeSteps, serves
+from bsharp.generation.static import Capture, CudaGraphs, FixedShapeSteps, graphs_for, serves
 from bsharp.types import Completion
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ class Decoder(LocalGenerator):
         self._takes_positions = "position_ids" in accepted
         self._last_logits_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
         self._capture = capture
+        self._graphs: CudaGraphs | None = None
         self._fixed: FixedShapeSteps | None = None
 
     def generate(self, requests: Sequence[GenerationRequest], params: SamplingParams) -> list[tuple[Completion, ...]]:
@@ -121,15 +122,19 @@ class Decoder(LocalGenerator):
         self, requests: Sequence[GenerationRequest], params: SamplingParams
     ) -> FixedShapeSteps | None:
         """Buffers with room for every micro-batch of the call, or None where steps are to grow."""
-        device, capture = self._language_model.device, self._capture
+        capture = self._capture or self._graphs_of_call()
         if capture is None:
-            if device.type != "cuda":
-                return None
-            capture = CudaGraphs(device)
+            return None
         longest = max(len(request.prompt_token_ids) for request in requests) + params.max_new_tokens - 1
         capacity = -(-longest // CAPACITY_MULTIPLE) * CAPACITY_MULTIPLE
         rows = min(self._max_rows, sum(request.num_samples for request in requests))
         return FixedShapeSteps(self._model, rows, capacity, capture)
+
+    def _graphs_of_call(self) -> CudaGraphs | None:
+        """New graphs, whose memory pool goes with the call; after a failure those that failed: they hand back plain steps."""
+        if self._graphs is None or self._graphs.failure is None:
+            self._graphs = graphs_for(self._language_model.device)
+        return self._graphs
 
     def _prefill(
         self, prompts: Sequence[tuple[int, ...]], row_prompts: Int[Tensor, " B"], limit: int

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-__all__ = ["Capture", "CudaGraphs", "FixedShapeSteps", "plain_step", "row_buckets", "serves"]
+__all__ = ["Capture", "CudaGraphs", "FixedShapeSteps", "graphs_for", "plain_step", "row_buckets", "serves"]
 
 Step = Callable[[], Tensor]
 Capture = Callable[[Step], Step]
@@ -76,6 +76,11 @@ class CudaGraphs:
             return output
 
         return replay
+
+
+def graphs_for(device: torch.device) -> CudaGraphs | None:
+    """What captures steps on `device`; None where there is nothing to capture with."""
+    return CudaGraphs(device) if device.type == "cuda" else None
 
 
 class _FixedLayer(CacheLayerMixin):  # type: ignore[misc]

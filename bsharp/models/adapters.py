@@ -42,11 +42,17 @@ def prepare_base(language_model: LanguageModel, weights: WeightsConfig) -> Langu
     With lora_rank: the same model with adapters attached (their B is 0) and, for the base, switched off. PEFT wraps the layers
     in place, so the model handed in is changed; hash its weights before. Otherwise: moved to base_device, or (offload_base)
     to main memory, from where `ready()` brings it to the device it was on. A model that already has an adapter gets it merged
-    into its weights first. All parameters are frozen. Raises ConfigError for contradictory settings, for lora_targets that
-    name no linear layer, and for a device that cannot be used.
+    into its weights first; not with lora_rank, where what is saved would name an adapter as its base. All parameters are frozen.
+    Raises ConfigError for contradictory settings, an adapter with lora_rank, lora_targets that name no linear layer, and a
+    device that cannot be used.
     """
     check_weights(weights)
     if has_adapter(language_model.model):
+        if weights.lora_rank is not None:
+            raise ConfigError(
+                f"model = {language_model.name!r} is an adapter; merge it into its base and pass that folder, or leave "
+                "weights.lora_rank out"
+            )
         language_model = replace(language_model, model=_merged(language_model.model), adapter_disabled=False)
     language_model.model.requires_grad_(False)
     if weights.lora_rank is not None:

@@ -7,6 +7,7 @@ import inspect
 from datetime import datetime
 from typing import Any
 
+import transformers
 from transformers import PreTrainedTokenizerBase
 
 from bsharp.config import ChatConfig, ConfigError
@@ -35,11 +36,12 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, chat: ChatConfig, text: st
 
     With the template: the ids of (system message,) user message and generation prompt, exactly as `apply_chat_template`
     gives them; the template itself writes BOS where the model wants one, so none is added. A template that asks for the time
-    is told FIXED_DATE; control tokens in `text` are ordinary text. Without: the ids of the text alone, with BOS where the
-    tokenizer adds one.
+    is told FIXED_DATE; control tokens in `text` are ordinary text, and ConfigError is raised where transformers cannot see
+    to that. Without: the ids of the text alone, with BOS where the tokenizer adds one.
     """
     if not uses_template(tokenizer, chat):
         return list(tokenizer.encode(text))
+    _check_sanitizing(tokenizer)
     return list(_apply(tokenizer, chat, _messages(chat, text), tokenize=True))
 
 
@@ -47,8 +49,8 @@ def check_chat(tokenizer: PreTrainedTokenizerBase, chat: ChatConfig, name: str) 
     """Find out before anything is sampled what would make prompts of `chat` wrong for the model called `name`.
 
     Raises ConfigError for a template that is asked for and not there, that cannot be rendered, that has no generation
-    prompt, or that has no place for the system message; for a system message without a template; and for arguments that
-    are not the template's.
+    prompt, or that has no place for the system message; for a system message without a template; for arguments that are
+    not the template's; and for a template with a transformers that cannot keep control tokens of a problem's text apart.
     """
     if chat.template == "always" and not _template(tokenizer):
         raise ConfigError(
@@ -64,6 +66,7 @@ def check_chat(tokenizer: PreTrainedTokenizerBase, chat: ChatConfig, name: str) 
             )
             raise ConfigError(f"chat.system is set, but {why}, so no one would read it; leave it out")
         return
+    _check_sanitizing(tokenizer)
     taken = sorted(_NOT_OF_THE_TEMPLATE & set(chat.arguments))
     if taken:
         raise ConfigError(f"chat.arguments has {taken[0]!r}, which is no variable of a template; leave it out")
@@ -76,6 +79,18 @@ def check_chat(tokenizer: PreTrainedTokenizerBase, chat: ChatConfig, name: str) 
     if chat.system is not None and _rendered(tokenizer, chat, chat.system, name) == ready:
         raise ConfigError(
             f"the chat template of {name!r} has no place for chat.system; leave it out, or put it into the prompt"
+        )
+
+
+def _check_sanitizing(tokenizer: PreTrainedTokenizerBase) -> None:
+    known = inspect.signature(tokenizer.apply_chat_template).parameters
+    if (
+        "sanitize_control_tokens" not in known
+    ):  # an unknown argument would be taken for a variable of the template, in silence
+        raise ConfigError(
+            f"the chat template cannot be used: apply_chat_template of {type(tokenizer).__name__} in transformers "
+            f"{transformers.__version__} does not know sanitize_control_tokens, so that a problem's text could end its own turn; "
+            "install transformers 5.23 or later, or set chat.template = never"
         )
 
 

@@ -27,6 +27,8 @@ __all__ = ["LanguageModel", "clone_model", "load_language_model", "save_language
 
 MAX_ENCODED = 65_536
 """Prompts whose token ids are kept: rollouts and evaluations ask for the same ones again and again."""
+ONE_FILE = 2**62
+"""Bytes up to which weights are saved in one file; transformers would begin a second one after 50 GB."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,6 +143,7 @@ def moved_to(language_model: LanguageModel, device: str, setting: str) -> Langua
 def save_language_model(language_model: LanguageModel, folder: str | Path) -> None:
     """Write model and tokenizer as an ordinary folder that `load_language_model` and transformers read back.
 
+    All weights are in one file whatever their size: checkpoints are read from model.safetensors.
     Of a model with an adapter only the adapter is written, as PEFT does, with the hub name or absolute path of its base.
     """
     model: Any = language_model.model
@@ -148,7 +151,7 @@ def save_language_model(language_model: LanguageModel, folder: str | Path) -> No
         # Embeddings do not train; to find out whether they did PEFT would ask the hub.
         model.save_pretrained(folder, save_embedding_layers=False)
     else:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, max_shard_size=ONE_FILE)
     language_model.tokenizer.save_pretrained(folder)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import functools
+import copy
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -31,18 +32,33 @@ def recompute_blocks(model: Any, name: str) -> None:
         )
     for block in blocks:
         block.gradient_checkpointing = True
-        block._gradient_checkpointing_func = functools.partial(_run, block)
+        block._gradient_checkpointing_func = _Recomputed(block)
         block.training = True
 
 
-def _run(block: torch.nn.Module, forward: Callable[..., Any], *args: Any) -> Any:
-    def in_eval_mode(*inputs: Any) -> Any:
-        block.training = False
-        try:
-            return forward(*inputs)
-        finally:
-            block.training = True
+class _Recomputed:
+    """How a block runs its forward pass. It is kept by the block, so it must not keep the block: no one would free a cycle."""
 
-    if not torch.is_grad_enabled() or any(layer.disable_adapters for layer in adapter_layers(block)):
-        return in_eval_mode(*args)
-    return checkpoint(in_eval_mode, *args, use_reentrant=False, preserve_rng_state=False)
+    def __init__(self, block: torch.nn.Module) -> None:
+        self._block = weakref.ref(block)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Recomputed:
+        # A weak reference is copied as it is: the copy of a block would switch the flag of the original.
+        block = self._block()
+        assert block is not None  # it is being copied, and this with it
+        return _Recomputed(copy.deepcopy(block, memo))
+
+    def __call__(self, forward: Callable[..., Any], *args: Any) -> Any:
+        block = self._block()
+        assert block is not None  # it is being run
+
+        def in_eval_mode(*inputs: Any) -> Any:
+            block.training = False
+            try:
+                return forward(*inputs)
+            finally:
+                block.training = True
+
+        if not torch.is_grad_enabled() or any(layer.disable_adapters for layer in adapter_layers(block)):
+            return in_eval_mode(*args)
+        return checkpoint(in_eval_mode, *args, use_reentrant=False, preserve_rng_state=False)

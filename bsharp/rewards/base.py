@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -9,7 +10,8 @@ from bsharp.types import Completion, Grade, Problem
 
 __all__ = ["RewardFunction", "boxed_answers", "check_paired"]
 
-_BOX = "\\boxed{"
+_BOX = re.compile(r"\\boxed\{")
+_LOOSE_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{|\\boxed\s+([+-]?[\d.,]*\d)")
 
 
 class RewardFunction(Protocol):
@@ -29,19 +31,24 @@ def check_paired(problems: Sequence[Problem], completions: Sequence[Completion])
         )
 
 
-def boxed_answers(text: str) -> Iterator[str]:
+def boxed_answers(text: str, loose: bool = False) -> Iterator[str]:
     r"""The contents of the complete `\boxed{...}` of a text, left to right; a box within a box is not told apart.
 
     Braces must balance, and `\{` and `\}` count as text. A box that never closes is passed over, but complete ones inside
-    it are found.
+    it are found. With `loose` also `\boxed 5` (a number without braces), `\boxed {5}` and `\fbox{5}` are boxes.
     """
-    start = text.find(_BOX)
-    while start >= 0:
-        begin = start + len(_BOX)
-        end = _closing_brace(text, begin)
-        if end is not None:
-            yield text[begin:end]
-        start = text.find(_BOX, begin if end is None else end + 1)
+    pattern = _LOOSE_BOX if loose else _BOX
+    found = pattern.search(text)
+    while found:
+        begin = found.end()
+        if loose and found[1]:
+            yield found[1]
+            end = None
+        else:
+            end = _closing_brace(text, begin)
+            if end is not None:
+                yield text[begin:end]
+        found = pattern.search(text, begin if end is None else end + 1)
 
 
 def _closing_brace(text: str, begin: int) -> int | None:

@@ -40,8 +40,8 @@ class FunctionReward:
     otherwise. None (not graded), NaN, an infinity, a number outside the range or something that is no number is an ERROR
     without a reward, for that completion alone. Where the function raises or returns the wrong number of rewards, it is called
     again with one completion at a time and only those that fail again are errors; a function that compares the completions of a
-    batch with each other must therefore not raise. A call that takes longer than `time_limit` seconds gives TIMEOUT to
-    every completion of that call; Python cannot stop it, it is left behind in a daemon thread.
+    batch with each other must therefore not raise. `time_limit` is of one call, however many completions it is given: one that
+    takes longer gives TIMEOUT to all of them; Python cannot stop it, it is left behind in a daemon thread.
 
     Raises TypeError for a function that cannot be called so, and ConfigError when it asks for a column that no problem has.
     """
@@ -99,7 +99,11 @@ class FunctionReward:
 
         outcome = call_within(self.time_limit, run)
         if outcome.expired:
-            return Grade(GradeStatus.TIMEOUT, None, detail=f"the reward function took more than {self.time_limit:g} s")
+            detail = (
+                f"a call of the reward function with {len(completions)} completions took more than {self.time_limit:g} s; "
+                "the limit is of one call: raise --grader-seconds"
+            )
+            return Grade(GradeStatus.TIMEOUT, None, detail=detail)
         if outcome.failure is not None:
             hint = ""
             if not self._conversational and "string ind" in outcome.failure:

@@ -25,8 +25,9 @@ def load_reward(
 ) -> FunctionReward:
     """The function that `spec` names, as a reward function: `path/to/file.py:function` or `package.module:function`.
 
-    The function has the signature of TRL's reward functions (see FunctionReward, which takes the `options`). Python code runs
-    when it is loaded: name only files that you trust. Raises ConfigError, one line, where the file or the module is missing or
+    The function has the signature of TRL's reward functions (see FunctionReward, which takes the `options`). A file's folder
+    is added to the end of `sys.path`, so that it can import its neighbours, at once or when it is called. Python code runs when
+    it is loaded: name only files that you trust. Raises ConfigError, one line, where the file or the module is missing or
     fails to import (with its own message and line), where there is no such function, or where it cannot be called with
     prompts and completions.
     """
@@ -63,7 +64,9 @@ def _from_file(path: Path, spec: str) -> ModuleType:
     assert module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[name] = module
-    sys.path.append(str(resolved.parent))  # its neighbours can be imported, and hide nothing
+    if str(resolved.parent) not in sys.path:
+        # At the end, where its neighbours hide nothing; it stays, because a function may import one when it is called.
+        sys.path.append(str(resolved.parent))
     try:
         module_spec.loader.exec_module(module)
     except BaseException as error:
@@ -71,8 +74,6 @@ def _from_file(path: Path, spec: str) -> ModuleType:
         if isinstance(error, KeyboardInterrupt):
             raise
         raise ConfigError(f"reward = {spec!r}: {_where(error, resolved)}") from None
-    finally:
-        sys.path.remove(str(resolved.parent))
     return module
 
 

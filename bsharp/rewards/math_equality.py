@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 from bsharp.rewards.math_reading import Expression, Group, Named, Reading, Words
+from bsharp.rewards.units import differ
 
 __all__ = ["canonical", "equal"]
 
@@ -49,9 +50,11 @@ def canonical(reading: Reading) -> str:
         return reading.text
     if isinstance(reading, Expression):
         value = reading.value
+        if reading.word and not _is_product(reading.word):
+            return reading.word.casefold()
         with contextlib.suppress(Exception):
             value = value.doit()
-        return str(value)
+        return f"{value} {reading.unit[1:]}" if reading.unit[:1] == "!" else str(value)
     parts = [canonical(item) for item in reading.items]
     if reading.kind == "tuple":
         return reading.brackets[0] + ", ".join(parts) + reading.brackets[1]
@@ -61,12 +64,19 @@ def canonical(reading: Reading) -> str:
 
 
 def _word(reading: Reading) -> str | None:
-    """The words of a reading; a single symbol counts as a word: (C) and C."""
+    """The words of a reading; a single symbol counts as a word, and so do letters side by side: (C) and C, Yes."""
     if isinstance(reading, Words):
         return reading.text
+    if isinstance(reading, Expression) and reading.word:
+        return reading.word.casefold()
     if isinstance(reading, Expression) and getattr(reading.value, "is_Symbol", False):
         return str(reading.value).casefold()
     return None
+
+
+def _is_product(word: str) -> bool:
+    """Two small letters side by side are a product: xy is yx. Three are more often a word."""
+    return len(word) == 2 and word.islower()
 
 
 def _equal_groups(gold: Reading, answer: Reading) -> bool:
@@ -133,8 +143,10 @@ def _as_set(union: Group) -> Any | None:
 
 
 def _equal_expressions(gold: Expression, answer: Expression) -> bool:
-    if gold.unit and answer.unit and gold.unit != answer.unit:
+    if differ(gold.unit, answer.unit) or (gold.unit != answer.unit and "!" in (gold.unit[:1], answer.unit[:1])):
         return False
+    if gold.word and answer.word and not (_is_product(gold.word) and _is_product(answer.word)):
+        return gold.word == answer.word
     if equal_values(gold.value, answer.value):
         return True
     if gold.percent == answer.percent:

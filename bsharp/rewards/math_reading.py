@@ -6,8 +6,8 @@ around two numbers, how often a value was listed, whether a symbol was a capital
 - lists `1, 2 and 3` (unordered, repetitions count), sets `\{1,2\}`, tuples and intervals with their brackets, unions,
   `a \pm b` as the list of both values, inequalities in one symbol as intervals;
 - a leading `x =` or `f(x) =`, kept by name; a percent sign; a unit after a number;
-- numbers: thousands separators, `4.5e33`, mixed numbers; decimals as exact fractions;
-- words, compared without regard to case.
+- numbers: thousands separators, `4.5e33`, mixed numbers; decimals, repeating ones too, as exact fractions;
+- words: in `\text{…}` or of four letters without regard to case, shorter ones letter by letter.
 
 What the parser would misread is not read: two numbers side by side, dots, undefined values.
 """
@@ -18,6 +18,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from bsharp.rewards.units import is_known_unit, unit_of
+
 __all__ = ["Expression", "Group", "Named", "Reading", "Words", "as_text", "read", "split_top"]
 
 
@@ -27,7 +29,8 @@ class Expression:
 
     value: Any
     percent: bool = False
-    unit: str = ""  # or the base of a number: 52_8
+    unit: str = ""  # or the base of a number: 52_8; with a leading "!" words that change the value: 5 million
+    word: str = ""  # letters as they stand: as a word NO is not ON, and as a product it is
 
 
 @dataclass(frozen=True)
@@ -71,13 +74,14 @@ _SIGNS |= {"≤": r"\le ", "≥": r"\ge ", "\n": " ", "\t": " "}
 _REWRITTEN = tuple(
     (re.compile(pattern), written)
     for pattern, written in (
-        (r"(?<!\\)\$", ""),
+        (r"(?<!\\)\$|(?<!\\)\\[()]|`", ""),
         (r"\\(?:left|right|[bB]igg?[lr]?)(?![A-Za-z])", ""),
         (r"\\(?:displaystyle|limits)(?![A-Za-z])", ""),
         (r"(?<=\d)(?:,\\!\s*|\{,\}|\\[,;: ]|~|\s)(?=\d{3}(?![\d/]))", ""),
         (r"(?<!\\)\\!\s*", ""),
         (r"(?<!\\)\\[,;: ]|~|\\q?quad(?![A-Za-z])", " "),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
+        (r"\\frac\s*(\d)\s+(\d)(?!\d)", r"\\frac{\1}{\2}"),
         (r"\\(?:mbox|hbox|mathrm|mathit|mathsf|text(?:bf|it|rm|sf|normal))(?![A-Za-z])", r"\\text"),
         (r"\^\s*\{?\s*\\circ\s*\}?|\\degrees?(?![A-Za-z])", ""),
         (r"\\leq(?:slant)?(?![A-Za-z])", r"\\le"),
@@ -89,7 +93,9 @@ _REWRITTEN = tuple(
         (r"\\(?:mathbf|boldsymbol|underline|mathbin)\s*\{([^{}]*)\}", r"\1"),
         (r"\\?sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
         (r"^\*\*(.*)\*\*$", r"\1"),
-        (r"\\text\s*\{\s*\}", ""),
+        (r"\\text\s*\{\s*\}", " "),
+        (r"\\text\s*\{\s*(?=[\d.]*\d\s+[A-Za-z])([\d.]+)([^{}\d]*)\}", r"\1\\text{\2}"),
+        (r"^\\text\s*\{\s*([A-Za-z][A-Za-z ]*?)\s*\}\s*=\s*", r"\1="),
         (r"\\text\s*\{\s*(?:percent|\\?%)\s*\}|\bper\s?cent\b", r"\\%"),
         (r"(?<!\\)%", r"\\%"),
         (r",?\s*(?:\\text\s*\{\s*,?\s*(?:and|or)\s*\}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z]))\s*,?", ", "),
@@ -99,10 +105,14 @@ _REWRITTEN = tuple(
     )
 )
 _WHOLE_TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
-_TEXT_UNIT = re.compile(r"(.*[\w})\]])\s*\\text\s*\{([^{}]*)\}\s*(?:\^\s*\{?-?\d\}?)?")
-_WORD_UNIT = re.compile(r"([^A-Za-z]*\d[\s]*)([A-Za-z][A-Za-z ]*)(?:\^\s*\{?\d\}?)?")
+_TEXT_UNIT = re.compile(r"(.*[\w})\]])\s*\\text\s*\{([^{}]*)\}\s*(?:\^\s*\{?(-?\d)\}?)?")
+_WORD_UNIT = re.compile(r"([^A-Za-z]*\d)(\s*)([A-Za-z][A-Za-z ./]*)(?:\^\s*\{?(\d)\}?)?")
 _NAME = re.compile(r"\\?[A-Za-z]+(?:_\{\w+\}|_\w)?'?(?:\([A-Za-z](?:,[A-Za-z])*\))?")
 _WORD = re.compile(r"[^\W\d_]{4,}(?:[ '-][^\W\d_]+)*")
+_LETTERS = re.compile(r"(?:\\(?:triangle|angle)\s*)?[A-Za-z]{2,}")
+_REPEATING = re.compile(
+    r"(?<![\d.])(?!(?<=\d,)\d{3}\.)(\d*)\.(\d*)\s*\\(?:overline|bar|dot)(?![A-Za-z])\s*(?:\{\s*(\d{1,100})\s*\}|(\d))(?![\d.])"
+)
 _FUNCTIONS = frozenset(
     {"sin", "cos", "tan", "cot", "sec", "csc", "log", "exp", "max", "min", "gcd", "lcm", "det", "lim", "mod"}
 )
@@ -112,28 +122,11 @@ _IN_BASE = re.compile(r"(\d+)_\{?(\d+)\}?")
 _PLAIN_NUMBER = re.compile(r"-?\d{1,100}(?:\.\d{1,100})?")
 _RELATION = re.compile(r"<|>|\\le(?![A-Za-z])|\\ge(?![A-Za-z])|\\lt(?![A-Za-z])|\\gt(?![A-Za-z])")
 _SYMBOL = re.compile(r"\\?[A-Za-z]+")
-_UNREADABLE = re.compile(r"\\[lc]?dots|\.\.\.|…|\d\s+\d|\\(?:approx|sim|neq?|implies|mid)(?![A-Za-z])|\||[?!]{2}")
-# Units that must not be taken for one another where both answers name one.
-_UNITS = {
-    "mm": "mm millimeter millimeters millimetre millimetres",
-    "cm": "cm centimeter centimeters centimetre centimetres",
-    "m": "m meter meters metre metres",
-    "km": "km kilometer kilometers kilometre kilometres",
-    "in": "in inch inches",
-    "ft": "ft foot feet",
-    "yd": "yd yard yards",
-    "mi": "mi mile miles",
-    "g": "g gram grams",
-    "kg": "kg kilogram kilograms",
-    "lb": "lb lbs pound pounds",
-    "s": "s sec second seconds",
-    "min": "min minute minutes",
-    "h": "h hr hrs hour hours",
-    "day": "day days",
-    "cent": "cent cents",
-    "dollar": "dollar dollars",
-}
-_UNIT_NAMES = {alias: unit for unit, aliases in _UNITS.items() for alias in aliases.split()}
+_UNREADABLE = re.compile(
+    r"\\[lc]?dots|\.\.\.|…|\d\s+\d|\\(?:approx|sim|neq?|implies|mid)(?![A-Za-z])|\||[?!]{2}"
+    r"|[\d.]\s*\\(?:overline|bar|dot)(?![A-Za-z])"
+)
+_MONEY = {"\\$": "dollar", "€": "euro", "£": "sterling"}
 _CLOSER = {"(": ")]", "[": ")]", "⟨": "⟩"}
 
 
@@ -143,6 +136,7 @@ def as_text(text: str) -> str:
     whole = _WHOLE_TEXT.fullmatch(cleaned)
     if whole or _WORD.fullmatch(cleaned):
         return _words(whole[1] if whole else cleaned)
+    cleaned = re.sub(r"(?<=[\d.])\s+(?=[\d.])", "␣", cleaned)  # 1 8 is not 18
     cleaned = re.sub(r"([\^_])\{(\w)\}", r"\1\2", re.sub(r"\s+(?![A-Za-z])|(?<![A-Za-z])\s+", "", cleaned))
     return re.sub(r"\\frac(\w)(\w)", r"\\frac{\1}{\2}", cleaned)
 
@@ -162,6 +156,7 @@ def read(text: str) -> tuple[Reading, ...]:
 def _clean(text: str) -> str:
     for sign, written in _SIGNS.items():
         text = text.replace(sign, written)
+    text = _REPEATING.sub(_repeating, text)
     for pattern, written in _REWRITTEN:
         text = pattern.sub(written, text)
     text = text.strip()
@@ -169,6 +164,15 @@ def _clean(text: str) -> str:
     if text.startswith("{") and _matching(text, 0) == len(text) - 1:
         text = text[1:-1].strip()
     return text
+
+
+def _repeating(found: re.Match[str]) -> str:
+    r"""A repeating decimal as an exact fraction: `0.3\overline{6}` is (36 - 3)/90."""
+    whole, head, tail = found[1] or "0", found[2], found[3] or found[4]
+    if len(whole) + len(head) > 200:
+        return found[0]
+    below = (10 ** len(tail) - 1) * 10 ** len(head)
+    return f"\\frac{{{int(whole + head + tail) - int(whole + head)}}}{{{below}}}"
 
 
 def _without_thousands(text: str) -> str:
@@ -291,8 +295,10 @@ def _interval(text: str) -> Group | None:
 def _expression(text: str) -> Expression | None:
     text = text.strip()
     percent = text.endswith("\\%")
+    money = next((_MONEY[sign] for sign in _MONEY if text.startswith(sign)), "")
     text = re.sub(r"^\\\$\s*|^[€£]\s*|\s*\\%$", "", text).replace("\\$", "")
     text, unit = _without_unit(text)
+    unit = unit or money
     if in_base := _IN_BASE.fullmatch(text):
         text, unit = in_base[1], f"base {in_base[2]}"
     text = _SCIENTIFIC.sub(
@@ -301,21 +307,28 @@ def _expression(text: str) -> Expression | None:
     text = re.sub(r"(?<![\d.])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d.])", r"\1\\frac{\2}{\3}", text)
     if not text or _UNREADABLE.search(text):
         return None
+    word = re.sub(r"\s+", "", text) if _LETTERS.fullmatch(text) else ""
     value = _parse(text)
-    return None if value is None else Expression(value, percent, unit)
+    return None if value is None else Expression(value, percent, unit, word)
 
 
 def _without_unit(text: str) -> tuple[str, str]:
     found = _TEXT_UNIT.fullmatch(text)
     if found and any(map(str.isalnum, found[1])):
-        return found[1].strip(), _UNIT_NAMES.get(_words(found[2]), "")
+        return found[1].strip(), _unit(found[2], found[3])
     found = _WORD_UNIT.fullmatch(text)
     if found:
-        words = found[2].split()
-        long = len(words[0]) >= 3 and words[0] not in _FUNCTIONS
-        if long or (len(words) == 1 and len(words[0]) == 2 and words[0] in _UNIT_NAMES):
-            return found[1].strip(), _UNIT_NAMES.get(words[0].casefold(), "")
+        first, *others = re.split(r"[ /]", found[3].strip())
+        long = len(first) >= 3 and first not in _FUNCTIONS and (found[2] or len(first) > 3 or is_known_unit(first))
+        noon = re.fullmatch(r"[aApP]\.?[mM]\.?", found[3].strip())
+        if long or noon or (not others and len(first) == 2 and is_known_unit(first)):
+            return found[1].strip(), _unit(found[3], found[4])
     return text, ""
+
+
+def _unit(words: str, power: str | None) -> str:
+    known = unit_of(words, power or "")
+    return f"!{_words(words)}{power or ''}" if known is None else known
 
 
 def _parse(text: str) -> Any | None:

@@ -3,9 +3,10 @@ r"""A grader that knows no algebra: answers are normalised as strings and number
 It shares no code with math-verify or sympy, so that the two can be held against each other. What it does:
 
 - LaTeX that changes nothing is dropped (`\left`, `\!`, `\text{}`, `\dfrac`, `^\circ`, `\$`, `\%`, blanks, a full stop at
-  the end), units after a number and a leading `x =` too;
-- numbers become exact fractions: integers, decimals, `a/b`, `\frac`, mixed numbers, thousands separators, `4.5e33` and
-  `4.5 \times 10^{33}`;
+  the end), units after a number and a leading `x =` too; two units that differ are two answers, and of a computation with
+  numbers (`17 + 1 = 18`) the last side is read;
+- numbers become exact fractions: integers, decimals (repeating ones too), `a/b`, `\frac`, mixed numbers, thousands
+  separators, `4.5e33` and `4.5 \times 10^{33}`;
 - tuples and intervals keep their brackets and their order; sets and lists have none (a list keeps repetitions);
 - words are compared without regard to case.
 
@@ -21,6 +22,7 @@ from fractions import Fraction
 
 from bsharp.rewards.base import check_paired
 from bsharp.rewards.extract import ExtractionRule, extract_answer
+from bsharp.rewards.units import differ, unit_of
 from bsharp.types import Completion, Grade, GradeStatus, Problem
 
 __all__ = ["NormalisedReward", "canonical_answer"]
@@ -34,10 +36,18 @@ _SIZES = re.compile(r"\\(?:left|right|[bB]igg?[lr]?)(?![A-Za-z])")
 _FONTS = re.compile(
     r"\\(?:text(?:bf|it|rm|normal|sf)?|math(?:rm|bf|it|sf|normal)|mbox|hbox|operatorname\*?)\s*\{([^{}]*)\}"
 )
-_UNIT = re.compile(r"(?<=[\d}])\s*\\(?:text|mbox|mathrm|textrm|hbox)\s*\{[^{}]*\}\s*(?:\^\s*\{?\d\}?)?\s*$")
+_BLANK = re.compile(r"(?<!\\)\\(?:[,;: ]|q?quad(?![A-Za-z]))|~")
+_UNIT = re.compile(r"(.*[\d}])\s*\\(?:text|mbox|mathrm|textrm|hbox)\s*\{([^{}]*)\}\s*(?:\^\s*\{?(\d)\}?)?\s*")
 _WORD_UNIT = re.compile(
-    r"^([^A-Za-z]*\d)\s*(?:[A-Za-z]{3,}|[cmk]m|mi|ft|in|kg|lb|hr|min|g)(?:[\sA-Za-z]*)(?:\^\{?\d\}?)?$"
+    r"([^A-Za-z]*\d)(?:\s*(?=[A-Za-z]{4}|(?:[cmk]m|mi|ft|in|kg|lb|hr|min|g|[aApP]\.?[mM])(?![A-Za-z]))|\s+(?=[A-Za-z]{3})"
+    r"|\s*(?=mph|kph|yds|lbs|day))([A-Za-z][\sA-Za-z./]*)(?:\^\{?(\d)\}?)?"
 )
+_MONEY = {"\\$": "dollar", "$": "dollar", "€": "euro", "£": "sterling"}
+_REPEATING = re.compile(
+    r"(?<![\d.])(?!(?<=\d,)\d{3}\.)(\d*)\.(\d*)\s*\\(?:overline|bar)\s*(?:\{\s*(\d{1,100})\s*\}|(\d))(?![\d.])"
+)
+_TEXT_FIRST = re.compile(r"\\(?:text|mbox|mathrm|textrm|hbox)\s*\{\s*([\d.,]*\d)(\s[^{}\d]*)\}")
+_SUM = re.compile(r"[^A-Za-z\\(\[{]*\d[^A-Za-z\\\[{]*=([^=]*\d[^=]*)")
 _DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\\degrees?\b|°")
 _SIGNS = {
     "−": "-",
@@ -77,7 +87,8 @@ class NormalisedReward:
     """1 where the normalised answer equals the normalised gold answer, else 0; the rules are those of this module.
 
     UNPARSEABLE (no answer found, or neither a letter nor a digit in it): reward 0, no vote. A gold answer with neither is an
-    ERROR without a reward. `extraction` says where in the text the answer stands.
+    ERROR without a reward, and so is one without a number where `extraction`, which says where the answer stands, is
+    final_number.
     """
 
     def __init__(self, extraction: ExtractionRule = "last_box") -> None:
@@ -89,16 +100,18 @@ class NormalisedReward:
         return [self._grade(problem.answer, completion.text) for problem, completion in pairs]
 
     def _grade(self, gold: str, text: str) -> Grade:
-        canonical_gold = canonical_answer(gold)
-        if canonical_gold is None:
-            return Grade(GradeStatus.ERROR, None, detail=f"the gold answer {gold[:100]!r} holds nothing to compare")
+        canonical_gold, gold_unit = _read(gold)
+        numberless = self.extraction == "final_number" and not any(map(str.isdigit, canonical_gold or ""))
+        if canonical_gold is None or numberless:
+            missing = "nothing to compare" if canonical_gold is None else "no number"
+            return Grade(GradeStatus.ERROR, None, detail=f"the gold answer {gold[:100]!r} holds {missing}")
         extracted = extract_answer(text, self.extraction)
         if extracted is None:
             return Grade(GradeStatus.UNPARSEABLE, 0.0, detail="no answer found")
-        answer = canonical_answer(extracted)
+        answer, unit = _read(extracted)
         if answer is None:
             return Grade(GradeStatus.UNPARSEABLE, 0.0, detail=f"{extracted[:100]!r} holds nothing to compare")
-        correct = answer == canonical_gold
+        correct = answer == canonical_gold and not differ(unit, gold_unit)
         status = GradeStatus.CORRECT if correct else GradeStatus.WRONG
         return Grade(status, float(correct), answer, exact_match=extracted == gold)
 
@@ -108,35 +121,79 @@ def canonical_answer(text: str) -> str | None:
 
     None where the text holds neither letter nor digit, or more than 2,000 characters, or brackets nested too deeply.
     """
+    return _read(text)[0]
+
+
+def _read(text: str) -> tuple[str | None, str]:
+    """The normalised form of an answer and the unit that it names."""
     if len(text) > _MAX_CHARACTERS or not any(character.isalnum() for character in text):
-        return None
+        return None, ""
     try:
-        return _canonical(_clean(text)) or None
+        cleaned, unit = _clean(text)
+        return _whole(cleaned) or None, unit
     except RecursionError:
-        return None
+        return None, ""
 
 
-def _clean(text: str) -> str:
+def _whole(text: str) -> str:
+    """The canonical form of a whole answer; values of several names keep them: `x=3, y=2` is not `x=2, y=3`."""
+    parts = list(_split(text))
+    names = [found[0] for part in parts if (found := _LEADING.match(part))]
+    if len(names) == len(parts) == len(set(names)) > 1:
+        return (
+            "{"
+            + ", ".join(
+                sorted(name + _canonical(_LEADING.sub("", part)) for name, part in zip(names, parts, strict=True))
+            )
+            + "}"
+        )
+    if found := _SUM.fullmatch(text):
+        text = found[1]
+    return _canonical(_LEADING.sub("", text))
+
+
+def _repeating(found: re.Match[str]) -> str:
+    whole, head, tail = found[1] or "0", found[2], found[3] or found[4]
+    if len(whole) + len(head) > 200:
+        return found[0]
+    below = (10 ** len(tail) - 1) * 10 ** len(head)
+    return f"\\frac{{{int(whole + head + tail) - int(whole + head)}}}{{{below}}}"
+
+
+def _without_unit(text: str) -> tuple[str, str]:
+    """The text before a unit, and the unit; words that change the value are none and stay."""
+    money = next((_MONEY[sign] for sign in _MONEY if text.startswith(sign) and text.count("$") < 2), "")
+    text = re.sub(r"\\?\$|^\s*[€£]\s*", "", text)
+    for pattern in (_UNIT, _WORD_UNIT):
+        found = pattern.fullmatch(text)
+        unit = unit_of(found[2], found[3] or "") if found else None
+        if found and unit is not None:
+            return found[1], unit or money
+    return text, money
+
+
+def _clean(text: str) -> tuple[str, str]:
     for sign, written in _SIGNS.items():
         text = text.replace(sign, written)
-    text = re.sub(r"\\?\$", "", text)
+    text = _REPEATING.sub(_repeating, _BLANK.sub(" ", re.sub(r"(?<!\\)\\[()]|`", "", text)))
     text = _DEGREES.sub("", _SIZES.sub("", text)).strip().rstrip(".")
     text = re.sub(r"\\?%|\\text\s*\{\s*(?:percent|%|\\%)\s*\}|\bpercent\b", "", text).strip()
-    text = _AND.sub(", ", text)
+    text = _TEXT_FIRST.sub(r"\1\\text{\2}", _AND.sub(", ", text))
     text = re.sub(r",\\!\s*|\{,\}", ",", text)
-    shorter = _UNIT.sub("", text)
-    text = _WORD_UNIT.sub(r"\1", shorter if shorter.strip() else text)
+    text = re.sub(r"^\\text\s*\{\s*[A-Za-z][A-Za-z ]*\}\s*=(?=[^=])", "", text)
+    text, unit = _without_unit(text)
+    text = _FONTS.sub(r"\1", text)
+    text = re.sub(r"\\([dtc]?)frac\s*(\d)\s+(\d)(?!\d)", r"\\frac{\2}{\3}", text)
     # A blank between two digits is kept as a mark: "1 1/2" is a mixed number and "2 3" is not 23.
     text = re.sub(r"(?<=\d)(?:\s|\\[,; ])+(?=\d{3}(?!\d))", "", text)
-    text = re.sub(r"(?<=\d)\s+(?=\d)", "␣", text)
+    text = re.sub(r"(?<=[\d.])\s+(?=[\d.])", "␣", text)
     text = re.sub(r",\s+", ",␠", text)
-    text = _FONTS.sub(r"\1", text)
     text = _SPACES.sub("", text)
     for pattern, written in _SYNONYMS:
         text = pattern.sub(written, text)
     text = _SHORT_FRACTION.sub(lambda m: f"\\frac{{{m[1] or m[2] or ''}}}{{{m[3] or m[4] or ''}}}", text)
     text = _SINGLE.sub(r"\1\2", _SHORT_ROOT.sub(r"\\sqrt{\1}", text))
-    return _LEADING.sub("", text)
+    return text, unit
 
 
 def _canonical(text: str) -> str:

@@ -91,6 +91,7 @@ def train_policy(
         _set_learning_rate(optimizer, config, step)
         generator.sync_weights(policy.model, step - 1)
         check = step % config.validation.every == 0 or step == config.steps
+        gave_up = False
         try:
             started = time.perf_counter()
             problems = stream.problems(step)
@@ -111,6 +112,8 @@ def train_policy(
                 generator.sync_weights(policy.model, step)
                 metrics |= validate(policy, step)
         except LogitsError:
+            gave_up = True
+        if gave_up:  # not in the handler: the traceback would keep the memory of the frames that failed
             progress = _give_up(run, policy, untrained, optimizer, critic, step, alarms)
             break
         metrics |= summarize_rollouts(groups) | exact_kl | _speed(batch, sampled - started, updated - scored)
@@ -215,6 +218,9 @@ def _give_up(
     alarms: Alarms | None,
 ) -> Progress:
     """The weights no longer give a distribution: go back to the last checkpoint (or the base) and say so."""
+    for failed in (optimizer, *([critic.optimizer] if critic else [])):  # their memory is needed for what is loaded
+        failed.zero_grad(set_to_none=True)
+        failed.state.clear()
     checkpoint = latest_checkpoint(run.path / "checkpoints")
     if checkpoint:
         progress = load_checkpoint(checkpoint, policy, optimizer, critic)

@@ -105,14 +105,13 @@ def update_policy(
     """One optimizer update for each list of problem indices in `passes`; metrics are means over the updates.
 
     The sampler/trainer mismatch and the entropy come from the first update alone, before any weight has moved.
-    An update whose gradient is not finite is not applied, and `grad_norm` says so (nan or inf).
+    An update whose gradient is not finite is not applied, and `grad_norm` says so (nan or inf). No gradient is left
+    afterwards: rollouts and checks need the memory.
     """
     parameters = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
     collected: list[dict[str, float]] = []
     for problems in passes:
-        optimizer.zero_grad(set_to_none=True)
-        if critic:
-            critic.optimizer.zero_grad(set_to_none=True)
+        _release_gradients(optimizer, critic)
         metrics = accumulate_gradient(policy, batch, advantages, update, list(problems), critic, values, returns)
         norm = float(nn.utils.clip_grad_norm_(parameters, update.max_grad_norm))
         metrics["grad_norm"] = norm
@@ -122,7 +121,14 @@ def update_policy(
         optimizer.step()
         if critic:
             critic.optimizer.step()
+    _release_gradients(optimizer, critic)
     return _over_updates(collected)
+
+
+def _release_gradients(optimizer: torch.optim.Optimizer, critic: Critic | None) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    if critic:
+        critic.optimizer.zero_grad(set_to_none=True)
 
 
 def _over_updates(collected: Sequence[Mapping[str, float]]) -> dict[str, float]:

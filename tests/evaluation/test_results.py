@@ -383,6 +383,19 @@ def test_a_run_whose_grader_failed_has_no_signal_and_is_not_called_collapsed(bas
     assert (stability["word"], "no test completion could be graded" in stability["why"]) == ("no signal", True)
 
 
+def test_a_run_in_which_nothing_was_ever_graded_is_not_called_collapsed_for_the_entropy_it_lacks(
+    base: Any, regimes: Any
+) -> None:
+    _, failed = never_right(base, regimes, "timeout")
+    regime = failed["tempered"]
+    empty = [[row | {"entropy/exact_nats_per_token": None, "reward": None} for row in rows] for rows in regime.metrics]
+    silent = dataclasses.replace(regime, metrics=empty)
+    word = build(base, {"tempered": silent})["regimes"]["tempered"]["stability"]["word"]
+    assert word == "no signal"
+    judged = dataclasses.replace(regime, metrics=[[row | {"reward": 0.0} for row in rows] for rows in empty])
+    assert build(base, {"tempered": judged})["regimes"]["tempered"]["stability"]["word"] == "collapsed"
+
+
 def test_a_run_that_was_never_right_and_broke_down_is_still_collapsed(base: Any, regimes: Any) -> None:
     _, silent = never_right(base, regimes, "wrong")
     regime = dataclasses.replace(silent["tempered"], stopped=["loops", None, None])

@@ -6,19 +6,22 @@ import dataclasses
 import json
 import shutil
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 from chromium import drawn_all, opened
+from in_process import run_here
 
 import bsharp
 from bsharp.cli import main
 from bsharp.config import CompareConfig, ConfigError, DiagnoseConfig, EvaluationConfig, SamplingConfig, ValidationConfig
 from bsharp.evaluation import validate_results
-from bsharp.experiment import DIAGNOSTICS, compare, comparison, diagnose, live_report, regimes_of
+from bsharp.experiment import DIAGNOSTICS, compare, comparison, diagnose, jobs, live_report, regimes_of, tune
 from bsharp.experiment.comparison import plan_jobs
 from bsharp.experiment.diagnose import CHEAP, DiagnosticsFailed
+from bsharp.models.placement import release_cached_memory
 from bsharp.runlog import RunDirectory
 
 SMALL = CompareConfig(
@@ -188,6 +191,54 @@ def test_an_interrupted_comparison_leaves_a_page_that_does_not_say_it_is_running
     with pytest.raises(KeyboardInterrupt):
         compare(SMALL, out)
     assert statuses == [None]
+
+
+class _Enough(Exception):
+    pass
+
+
+@pytest.mark.parametrize("begin", [compare, tune])
+def test_before_the_workers_start_the_base_is_gone_and_its_memory_given_back(
+    begin: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = sys.modules[begin.__module__]
+    build, bases, told = module.workbench_of, [], []
+
+    def built(*arguments: Any) -> Any:
+        bench = build(*arguments)
+        bases.append(weakref.ref(bench.base.model))
+        return bench
+
+    def release() -> None:
+        release_cached_memory()
+        told.append(("released", bases[0]() is None))
+
+    def start(*_: Any) -> None:
+        told.append(("started", bases[0]() is None))
+        raise _Enough
+
+    monkeypatch.setattr(module, "workbench_of", built)
+    monkeypatch.setattr(module, "release_cached_memory", release)
+    monkeypatch.setattr(module, "run_jobs", start)
+    with pytest.raises(_Enough):
+        begin(SMALL, tmp_path)
+    assert told == [("released", True), ("started", True)]
+
+
+def test_a_job_gives_back_the_memory_of_the_one_before_it_loads_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = []
+
+    def load(*_: Any) -> None:
+        told.append("loading")
+        raise _Enough
+
+    monkeypatch.setattr(jobs, "release_cached_memory", lambda: told.append("released"))
+    monkeypatch.setattr(jobs, "workbench_of", load)
+    with pytest.raises(_Enough):
+        run_here(plan_jobs(SMALL, regimes_of(SMALL), tmp_path)[:1], 1, lambda event: None)
+    assert told == ["released", "loading"]
 
 
 def test_diagnose_refuses_a_base_whose_weights_are_others(finished: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -13,7 +14,7 @@ from sample_runs import make_comparison, make_evaluation
 
 from bsharp.config import ConfigError, ProblemsConfig
 from bsharp.evaluation import validate_results
-from bsharp.experiment.comparison import write_results
+from bsharp.experiment.comparison import comparable_config, write_results
 from bsharp.experiment.finished import open_comparison
 from bsharp.experiment.grading import grade_file, regrade
 from bsharp.experiment.setup import regimes_of
@@ -89,13 +90,60 @@ def test_the_own_grader_gives_the_same_results_again(finished: Path) -> None:
         assert again[part] == original[part]
 
 
-def test_a_reward_of_your_own_grades_again_under_its_name(finished: Path, tmp_path: Path) -> None:
+def test_a_reward_of_your_own_grades_again_under_its_files_and_its_own_name(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("def nothing(completions):\n    return [0.0] * len(completions)\n")
     done = regrade(finished, ProblemsConfig(reward=f"{tmp_path}/mine.py:nothing"))
-    assert done.folder.name == "nothing"
+    digest = hashlib.sha256((tmp_path / "mine.py").read_bytes()).hexdigest()[:8]
+    assert done.folder.name == f"mine-nothing-{digest}"
     assert {after.estimate for _, after in done.accuracy.values()} == {0.0}
     counts = done.agreement.counts
     assert done.agreement.contradicting == sum(n for (old, _), n in counts.items() if old is GradeStatus.CORRECT) > 0
+
+
+def test_rewards_of_one_name_have_folders_of_their_own_and_none_has_a_graders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_evaluation(tmp_path / "evaluation")
+    for name, reward in (("one", 0.0), ("other", 1.0)):
+        (tmp_path / name).mkdir()
+        text = f"def math(completions):\n    return [{reward}] * len(completions)\n"
+        (tmp_path / name / "mine.py").write_text(text)
+    of_files = [
+        regrade(folder, ProblemsConfig(reward=f"{tmp_path / name}/mine.py:math")).folder for name in ("one", "other")
+    ]
+    of_grader = regrade(folder, ProblemsConfig(grader="math")).folder
+    assert len({*of_files, of_grader}) == 3
+    shares = [json.loads((place / "summary.json").read_text())["accuracy"]["estimate"] for place in of_files]
+    assert shares == [0.0, 1.0]
+    module = tmp_path / "one" / "a_module_with_a_reward.py"
+    (tmp_path / "one" / "mine.py").rename(module)
+    monkeypatch.syspath_prepend(str(tmp_path / "one"))
+    of_module = regrade(folder, ProblemsConfig(reward="a_module_with_a_reward:math")).folder
+    digest = hashlib.sha256(module.read_bytes()).hexdigest()[:8]
+    assert of_module.name == f"a_module_with_a_reward-math-{digest}"
+
+
+def test_a_regraded_comparison_is_bound_to_its_config_as_comparisons_are_and_opens_again(finished: Path) -> None:
+    done = regrade(finished, NORMALISED)
+    config = json.loads((done.folder / "config.json").read_text(encoding="utf-8"))
+    assert config["workers"] == "any"
+    assert comparable_config(open_comparison(done.folder).config) == config
+
+
+def test_what_was_regraded_is_not_regraded_and_the_original_is_named(finished: Path, tmp_path: Path) -> None:
+    for original in (finished, make_evaluation(tmp_path / "evaluation")):
+        done = regrade(original, NORMALISED)
+        with pytest.raises(ConfigError, match=f"name the original run, {original}$"):
+            regrade(done.folder, ProblemsConfig())
+        assert not (done.folder / "regraded").exists()
+
+
+def test_a_part_of_a_comparison_is_refused_and_left_as_it_was(finished: Path) -> None:
+    before = contents(finished / "base")
+    with pytest.raises(ConfigError, match="holds no records; give the directory of a"):
+        regrade(finished / "base", NORMALISED)
+    assert contents(finished / "base") == before
+    assert not (finished / "base" / "regraded").exists()
 
 
 def test_an_evaluation_is_graded_again_with_disagreements_told(tmp_path: Path) -> None:
@@ -171,6 +219,46 @@ def test_one_grade_a_line_in_order(tmp_path: Path) -> None:
     assert seen == [(5, 5)]
 
 
+def test_blank_lines_are_skipped_and_counted(tmp_path: Path) -> None:
+    source = tmp_path / "samples.jsonl"
+    good = json.dumps(GOOD)
+    source.write_text(f"\n{good}\n  \n\r\n{good}\n\n", encoding="utf-8")
+    done = grade_file(source, tmp_path / "grades.jsonl", "gsm8k")
+    assert [row["line"] for row in rows(done.out)] == [2, 5]
+    assert (done.lines, done.counts) == (2, {"correct": 2})
+    source.write_text(f"{good}\n\n[]\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="line 3 is list"):
+        grade_file(source, tmp_path / "other.jsonl", "gsm8k")
+    source.write_text("\n \n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="is empty"):
+        grade_file(source, tmp_path / "other.jsonl", "gsm8k")
+
+
+def test_a_reward_of_your_own_gets_the_question_as_its_prompt(tmp_path: Path) -> None:
+    told = {"text": "x", "gold": "5"}
+    talk = [{"role": "user", "content": "2 + 3 = ?"}]
+    source = lines(
+        tmp_path / "samples.jsonl", told | {"question": "2 + 3 = ?"}, told, told | {"question": talk}, told | {"n": 1}
+    )
+    (tmp_path / "mine.py").write_text(
+        "def mine(prompts, completions, question, n):\n"
+        "    seen = zip(prompts, question, n, strict=True)\n"
+        "    return [{'2 + 3 = ?None': 1.0, 'None': 0.5}.get(f'{p}{q}', 0.0) for p, q, _ in seen]\n"
+    )
+    own = ProblemsConfig(reward=f"{tmp_path}/mine.py:mine", prompt_field="question")
+    done = grade_file(source, tmp_path / "grades.jsonl", settings=own)
+    assert [row["reward"] for row in rows(done.out)] == [1.0, 0.5, 0.0, 0.5]
+
+
+def test_a_place_that_cannot_be_written_is_one_line_and_nothing_is_left(tmp_path: Path) -> None:
+    source = lines(tmp_path / "samples.jsonl", GOOD)
+    (tmp_path / "folder").mkdir()
+    for out in (tmp_path / "folder", source / "grades.jsonl"):
+        with pytest.raises(ConfigError, match=r"cannot write .*; choose another place"):
+            grade_file(source, out, "gsm8k")
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "folder", source]
+
+
 def test_fields_and_graders_can_be_chosen_and_other_fields_are_columns(tmp_path: Path) -> None:
     source = lines(tmp_path / "samples.jsonl", {"out": r"\boxed{\sqrt{12}}", "right": r"2\sqrt{3}", "bonus": 0.5})
     out = tmp_path / "grades.jsonl"
@@ -197,10 +285,10 @@ def test_what_cannot_be_graded_leaves_the_mean_of_its_line(tmp_path: Path) -> No
 
 GOOD = {"text": r"\boxed{5}", "gold": "5"}
 BAD = [
-    ([GOOD, {"text": "x"}], "line 2 has no field 'gold'; set gold_field to one of text", "no gold field"),
+    ([GOOD, {"text": "x"}], "line 2 has no field 'gold'; set --gold-field to one of text", "no gold field"),
     (
         [GOOD, {"gold": "5", "output": "x"}],
-        "line 2 has no field 'text'; set text_field to one of gold, output",
+        "line 2 has no field 'text'; set --text-field to one of gold, output",
         "no text",
     ),
     ([GOOD, [1]], "line 2 is list, not a JSON object", "no object"),

@@ -106,5 +106,5 @@ def test_a_prompt_beyond_the_context_is_one_line_before_anything_is_written(tmp_
 
 def test_own_problems_must_be_among_the_tasks(tmp_path: Path) -> None:
     config = CompareConfig(problems=ProblemsConfig(data=str(tmp_path / "mine.jsonl")))
-    with pytest.raises(ConfigError, match="name it among the tasks"):
+    with pytest.raises(ConfigError, match="put data among --tasks"):
         compare(config, tmp_path / "run")

@@ -15,7 +15,11 @@ from bsharp.generation import Decoder, GenerationRequest, SamplingParams, Transf
 from bsharp.generation.static import CudaGraphs
 from bsharp.models.loading import LanguageModel, load_language_model
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.filterwarnings("default"),  # a driver or a GPU may warn of what nothing here can change
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
 
 PARAMS = SamplingParams(40)
 

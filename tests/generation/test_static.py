@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import MistralConfig, MistralForCausalLM
 
 from bsharp.generation import Decoder, GenerationRequest, SamplingParams
-from bsharp.generation.static import CudaGraphs, plain_step, row_buckets
+from bsharp.generation.static import CudaGraphs, graphs_for, plain_step, row_buckets
 from bsharp.models.loading import LanguageModel
 
 VOCABULARY, EOS = 30, (1, 7)
@@ -177,6 +177,39 @@ def test_a_capture_that_fails_is_logged_once_with_its_reason_and_decoding_goes_o
     assert "without CUDA graphs" in record.getMessage()
     assert "RuntimeError: operation not permitted when stream is capturing" in record.getMessage()
     assert "\n" not in record.getMessage()
+
+
+def test_a_capture_that_failed_is_not_tried_again_by_the_decoder_and_one_that_did_not_is_new_for_each_call(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    language_model, params = language_model_of("qwen3"), SamplingParams(20)
+    expected = Decoder(language_model).generate(requests_of(), params)
+    assert graphs_for(torch.device("cpu")) is None
+    assert isinstance(graphs_for(torch.device("cuda")), CudaGraphs)
+    made: list[Any] = []
+
+    class Graphs(CudaGraphs):
+        tries = 0
+
+        def _graph(self, step: Callable[[], Tensor]) -> Callable[[], Tensor]:
+            self.tries += 1
+            if len(made) == 2:
+                raise RuntimeError("out of memory")
+            return step
+
+    def graphs(device: torch.device) -> CudaGraphs:
+        made.append(Graphs(device))
+        return made[-1]
+
+    monkeypatch.setattr("bsharp.generation.decoder.graphs_for", graphs)
+    decoder = Decoder(language_model)
+    with caplog.at_level(logging.WARNING, logger="bsharp.generation.static"):
+        for _ in range(4):
+            assert_equal_samples(decoder.generate(requests_of(), params), expected)
+    assert len(made) == 2  # a pool whose graphs are gone cannot be used again
+    assert made[0].tries > 1
+    assert made[1].tries == 1
+    assert len(caplog.records) == 1
 
 
 def test_an_attention_that_needs_its_own_masks_decodes_in_growing_shapes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
+import weakref
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from bsharp.config import ConfigError, WeightsConfig
 from bsharp.models.adapters import linear_layer_names, make_policy, prepare_base
 from bsharp.models.loading import LanguageModel, clone_model, load_language_model, save_language_model, weights_hash
-from bsharp.models.placement import adapters_switched, peft_without_warnings
+from bsharp.models.placement import adapters_switched, peft_without_warnings, release_cached_memory
 from bsharp.models.weights import load_difference, save_difference
 
 LORA = WeightsConfig(lora_rank=3)
@@ -149,6 +151,20 @@ def test_a_saved_adapter_is_read_back_by_peft_and_by_the_loader(folder: Path, tm
     merged = prepare_base(again, WeightsConfig())
     assert not hasattr(merged.model, "peft_config")
     torch.testing.assert_close(logits(merged), logits(policy), atol=1e-2, rtol=1e-2)
+
+
+def test_an_adapter_under_new_adapters_is_refused_and_left_as_it_was(folder: Path, tmp_path: Path) -> None:
+    """What is saved would name an adapter as its base, which the loader refuses."""
+    policy = make_policy(prepare_base(load_language_model(str(folder)), LORA), LORA, seed=0)
+    train(policy)
+    save_language_model(policy, tmp_path / "adapter")
+    again = load_language_model(str(tmp_path / "adapter"))
+    message = "is an adapter; merge it into its base and pass that folder, or leave weights.lora_rank out$"
+    with pytest.raises(ConfigError, match=message) as raised:
+        prepare_base(again, LORA)
+    assert str(raised.value).startswith(f"model = {str(tmp_path / 'adapter')!r}")
+    assert "\n" not in str(raised.value)
+    assert torch.equal(logits(again), logits(policy))
 
 
 def test_named_targets_get_adapters_and_no_others() -> None:
@@ -285,6 +301,38 @@ def test_an_offloaded_base_is_brought_once_and_taken_back_without_a_copy(monkeyp
 FIELDS = ("model", "tokenizer", "eos_token_ids", "pad_token_id", "name", "chat", "adapter_disabled", "policy_device")
 
 
+def test_an_offloaded_base_computes_with_the_weights_that_were_brought(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The move doubles the norms' weights, so that home and away give different logits."""
+    plain, doubled = (small_model("qwen3", vocab_size=512, dtype=torch.float32) for _ in range(2))
+    with torch.no_grad():
+        for tensor in doubled.model.parameters():
+            tensor.mul_(2.0 if tensor.ndim == 1 else 1.0)
+    at_home, away = logits(plain), logits(doubled)
+    assert not torch.allclose(at_home, away, atol=1e-2)
+    norm = doubled.model.model.norm.weight
+    expected = torch.autograd.grad(loss(doubled), norm)[0]
+    base = prepare_base(plain, WeightsConfig(offload_base=True))
+    home = base.model.model.norm.weight
+    to = torch.Tensor.to
+
+    def moved(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if args != (torch.device("cpu"),) or not tensor.is_floating_point():
+            return to(tensor, *args, **kwargs)
+        return tensor.clone() * (2.0 if tensor.ndim == 1 and len(tensor) in sizes else 1.0)
+
+    sizes = {len(tensor) for tensor in base.model.parameters() if tensor.ndim == 1}
+    sizes -= {len(tensor) for tensor in base.model.buffers() if tensor.ndim == 1}
+    monkeypatch.setattr(torch.Tensor, "to", moved)
+    assert torch.equal(logits(base), away)
+    home.requires_grad_(True)
+    value = loss(base)
+    monkeypatch.undo()
+    with torch.no_grad():
+        assert torch.equal(base.model(input_ids=IDS, use_cache=False).logits, at_home)  # outside ready(): at home again
+    # The step of the norm was x̂·w: its gradient needs x̂ and the head, which were those of the weights brought.
+    torch.testing.assert_close(torch.autograd.grad(value, home)[0], expected)
+
+
 def test_a_base_on_another_device_leaves_the_policy_on_the_first() -> None:
     language_model = small_model("qwen3")
     base = prepare_base(clone_model(language_model), WeightsConfig(base_device="meta"))
@@ -382,6 +430,42 @@ def test_a_copy_of_a_policy_that_recomputes_its_blocks_recomputes_its_own() -> N
     loss(copy).backward()
     assert all(p.grad is not None for p in copy.model.parameters())
     assert all(p.grad is None for p in policy.model.parameters())
+
+
+def test_a_policy_that_recomputes_its_blocks_is_freed_when_nobody_holds_it() -> None:
+    weights = WeightsConfig(gradient_checkpointing=True)
+    policy = make_policy(small_model("qwen3", vocab_size=512, dtype=torch.float32), weights, seed=0)
+    copy = clone_model(policy)
+    blocks = [
+        weakref.ref(module)
+        for model in (policy.model, copy.model)
+        for module in model.modules()
+        if isinstance(module, GradientCheckpointingLayer)
+    ]
+    gc.disable()
+    try:
+        del policy
+        loss(copy).backward()  # which needs nothing of what it is a copy of
+        del copy
+        assert len(blocks) == 4
+        assert all(block() is None for block in blocks)
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_cached_memory_is_given_back_where_a_gpu_was_used_and_cycles_are_freed_before(
+    used: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holder = nn.Linear(1, 1)
+    holder.itself = [holder]
+    held, freed_before = weakref.ref(holder), []
+    del holder
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: used)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed_before.append(held() is None))
+    release_cached_memory()
+    assert held() is None
+    assert freed_before == [True] * used
 
 
 def test_an_architecture_without_recomputable_blocks_is_refused() -> None:

@@ -112,6 +112,26 @@ def test_a_template_that_asks_for_the_time_is_told_a_fixed_one(tokenizer: Any, m
     assert tokenizer.decode(encode_prompt(tokenizer, ChatConfig(), "x")).startswith("1999-12-01, 1 Dec[user")
 
 
+def test_a_template_is_refused_where_control_tokens_in_a_problem_would_stay_control_tokens(tokenizer: Any) -> None:
+    class Older(type(tokenizer)):  # type: ignore[misc]
+        def apply_chat_template(self, conversation: Any, tools: Any = None, **kwargs: Any) -> Any:
+            return [1, 2, 3]
+
+    tokenizer.__class__ = Older
+    for refused in (
+        lambda: check_chat(tokenizer, ChatConfig(), "m"),
+        lambda: encode_prompt(tokenizer, ChatConfig(), "x"),
+    ):
+        with pytest.raises(
+            ConfigError, match=r"Older in transformers .* install transformers 5.23 or later, or set "
+        ) as e:
+            refused()
+        assert "\n" not in str(e.value)
+    never = ChatConfig(template="never")
+    check_chat(tokenizer, never, "m")
+    assert encode_prompt(tokenizer, never, "x") == tokenizer.encode("x")
+
+
 def test_a_template_of_the_model_that_cannot_work_is_found_when_it_is_loaded(folder: Path, tmp_path: Path) -> None:
     broken = make_folder("llama3_2", tmp_path)
     (broken / "chat_template.jinja").write_text(PLAIN, encoding="utf-8")

@@ -18,6 +18,7 @@ from bsharp.models.logprobs import forward_responses
 
 pytestmark = [
     pytest.mark.gpu,
+    pytest.mark.filterwarnings("default"),  # a driver or a GPU may warn of what nothing here can change
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, torch sees none"),
 ]
 

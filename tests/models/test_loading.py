@@ -13,7 +13,7 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from model_families import make_folder, special_token_ids
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from bsharp.config import EMBEDDED_MODEL, ChatConfig, ConfigError, WeightsConfig
 from bsharp.models import sources
@@ -54,6 +54,21 @@ def test_a_saved_model_comes_back_with_its_weights_tokens_and_settings(folder: P
     with torch.no_grad():
         next(copy.model.parameters()).add_(1.0)
     assert weights_hash(copy.model) != weights_hash(loaded.model) == weights_hash(again.model)
+
+
+def test_weights_of_any_size_are_saved_in_the_one_file_that_a_resumed_run_reads(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With transformers' own limit lowered from 50 GB to 10 KB it would write several files."""
+    loaded, save = load_language_model(str(folder)), PreTrainedModel.save_pretrained
+    assert save.__defaults__.count("50GB") == 1
+    lowered = tuple("10KB" if default == "50GB" else default for default in save.__defaults__)
+    monkeypatch.setattr(save, "__defaults__", lowered)
+    loaded.model.save_pretrained(tmp_path / "parts")
+    assert len(list((tmp_path / "parts").glob("*.safetensors"))) > 1
+    save_language_model(loaded, tmp_path / "whole")
+    assert [path.name for path in (tmp_path / "whole").glob("*.safetensors*")] == ["model.safetensors"]
+    assert weights_hash(load_language_model(str(tmp_path / "whole")).model) == weights_hash(loaded.model)
 
 
 def test_eos_ids_come_from_generation_config_config_and_tokenizer_together(folder: Path) -> None:

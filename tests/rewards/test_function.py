@@ -100,6 +100,10 @@ def test_a_function_that_takes_too_long_times_out_for_everyone() -> None:
     release.set()
     assert [grade.status for grade in grades] == [GradeStatus.TIMEOUT] * 2
     assert [grade.reward for grade in grades] == [None, None]
+    assert grades[0].detail == (
+        "a call of the reward function with 2 completions took more than 0.05 s; the limit is of one call: "
+        "raise --grader-seconds"
+    )
 
 
 def test_an_async_function_is_awaited() -> None:

@@ -57,11 +57,25 @@ def test_a_module_serves_as_well_as_a_file_and_neighbours_can_be_imported(
         "def reward(completions):\n    return [WORTH] * len(completions)\n"
     )
     path = list(sys.path)
+    monkeypatch.setattr(sys, "path", list(path))
     assert rewards_of(load_reward(f"{tmp_path}/my_worth.py:reward"), ("1", "x", 1)) == [0.5]
-    assert sys.path == path
+    assert sys.path == [*path, str(tmp_path)]
+    monkeypatch.setattr(sys, "path", list(path))
     monkeypatch.syspath_prepend(str(tmp_path / "nowhere"))
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
     assert rewards_of(load_reward("my_worth:reward"), ("1", "x", 1)) == [0.5]
+
+
+def test_a_function_may_import_a_neighbour_when_it_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "late_neighbour.py").write_text("WORTH = 0.75\n")
+    for name in ("first", "second"):
+        (tmp_path / f"{name}_late.py").write_text(
+            "def reward(completions):\n    from late_neighbour import WORTH\n\n    return [WORTH] * len(completions)\n"
+        )
+        assert rewards_of(load_reward(f"{tmp_path}/{name}_late.py:reward"), ("1", "x", 1)) == [0.75]
+    assert sys.path.count(str(tmp_path)) == 1
+    assert sys.path[-1] == str(tmp_path)
 
 
 BROKEN = [

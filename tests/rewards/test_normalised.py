@@ -85,6 +85,51 @@ CASES = [
     ),
     ("\\begin{pmatrix} 1 & 2 \\end{pmatrix}", "\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}", WRONG, "rows and columns"),
     ("2\\sqrt{3}", "\\sqrt{12}", WRONG, "no algebra: a known limit"),
+    (r"0.\overline{3}", r"\frac{1}{3}", CORRECT, "a repeating decimal is an exact fraction"),
+    (r"0.\overline{3}", "0", WRONG, "and no product with 0"),
+    (r"0.\overline{3}", r"0.\overline{6}", WRONG, "another repeating decimal"),
+    (r"2.\bar{3}", r"\frac73", CORRECT, "a bar over one digit"),
+    (r"-0.3\overline{6}", r"-\frac{11}{30}", CORRECT, "digits before the bar"),
+    (r"(1,0.\overline{3})", r"(1,\frac13)", CORRECT, "a repeating decimal behind a comma"),
+    ("5", r"5 \text{ million}", WRONG, "a factor is no unit"),
+    ("3", "3 fourths", WRONG, "a denominator is no unit"),
+    ("4", "4 squared", WRONG, "a power is no unit"),
+    ("5", r"5 \text{ factorial}", WRONG, "a factorial is no unit"),
+    ("5", r"5 \text{ (base 8)}", WRONG, "a base is no unit"),
+    (r"5 \text{ million}", "5 million", CORRECT, "the same factor in words"),
+    (r"7 \text{ a.m.}", r"7 \text{ p.m.}", WRONG, "morning and evening"),
+    (r"7 \text{ a.m.}", "7 AM", CORRECT, "ways to write the morning"),
+    (r"5 \text{ cm}", r"5 \text{ cm}^2", WRONG, "a length and an area"),
+    (r"5 \text{ cm}^2", r"5 \text{ cm}^3", WRONG, "an area and a volume"),
+    (r"5 \text{ cm}^2", r"5 \text{ square centimeters}", CORRECT, "ways to write an area"),
+    (r"5 \text{ square feet}", "5 feet", WRONG, "an area and a length in words"),
+    (r"60 \text{ mph}", r"60 \text{ km/h}", WRONG, "two speeds"),
+    (r"60 \text{ mph}", "60 miles per hour", CORRECT, "ways to write a speed"),
+    (r"9 \text{ meters per second squared}", r"9 \text{ m/s}^2", CORRECT, "ways to write an acceleration"),
+    (r"\$5", r"5 \text{ cents}", WRONG, "dollars and cents"),
+    (r"\$5", "5 dollars", CORRECT, "ways to write dollars"),
+    ("5", "5 dollars/day", CORRECT, "a unit left out"),
+    (r"5 \text{ students}", r"5 \text{ people}", CORRECT, "words that the table of units has not are no difference"),
+    ("18", r"\(18\)", CORRECT, "math delimiters in the box"),
+    ("18", r"18\ \text{dollars}", CORRECT, "a blank in LaTeX before the unit"),
+    ("18", r"18 \, \text{dollars}", CORRECT, "a thin blank before the unit"),
+    ("18", r"18~\mathrm{dollars}", CORRECT, "a tie before the unit"),
+    ("18", r"\text{18 dollars}", CORRECT, "number and unit as text"),
+    ("18", r"\text{Total} = 18", CORRECT, "a label as text"),
+    ("18", "17 + 1 = 18", CORRECT, "the last side of a computation"),
+    ("18", "18 + 1 = 19", WRONG, "and no other side"),
+    ("18", "18 or 19", WRONG, "two values"),
+    ("18", "€18", CORRECT, "another currency"),
+    ("x=2,y=3", "y=3, x=2", CORRECT, "named values in any order"),
+    ("x=2,y=3", "x=3,y=2", WRONG, "names keep their values"),
+    (r"\frac{1}{2}", r"\frac 1 2", CORRECT, "blanks between the digits of a fraction"),
+    ("(2,3)", "x=3,y=2", WRONG, "named values are no pair"),
+    ("12", "1 2", WRONG, "digits apart"),
+    ("12", r"1\ 2", WRONG, "a blank in LaTeX"),
+    ("12", r"1\quad 2", WRONG, "a wide blank"),
+    ("12", r"1\text{ }2", WRONG, "a blank as text"),
+    ("18", "18 19", WRONG, "two numbers side by side"),
+    ("3.5", "3. 5", WRONG, "a blank behind the point"),
     ("5", "???", UNPARSEABLE, "nothing to compare"),
     ("5", "", UNPARSEABLE, "empty"),
     ("5", "1" * 3000, UNPARSEABLE, "too long to look at"),
@@ -99,6 +144,36 @@ def test_grader_table(gold: str, answer: str, status: GradeStatus, reason: str) 
     assert found.status is status, reason
     assert found.reward == {CORRECT: 1.0, WRONG: 0.0, UNPARSEABLE: 0.0, ERROR: None}[status]
     assert (found.answer is None) == (status not in (CORRECT, WRONG))
+
+
+FINAL_NUMBERS = [
+    # gold, completion, status, reason
+    ("18", "####\n18", CORRECT, "on the next line"),
+    ("18", r"#### \(18\)", CORRECT, "math delimiters"),
+    ("18", "#### €18", CORRECT, "currency"),
+    ("18", "#### Answer: 18", CORRECT, "a label"),
+    ("18", "#### The answer is 18", CORRECT, "a sentence"),
+    ("18", "#### `18`", CORRECT, "code marks"),
+    ("18", "#### 17 + 1 = 18", CORRECT, "a computation"),
+    ("18", "#### 9 * 2 = $18", CORRECT, "a computation of money"),
+    ("18", "#### 18 dollars/day", CORRECT, "a unit with a slash"),
+    ("18", r"\boxed 18", CORRECT, "a box without braces"),
+    ("18", "#### 18 or 19", WRONG, "two values"),
+    ("18", "#### 18 19", WRONG, "two numbers"),
+    ("18", "#### The answer is not 18", WRONG, "a negation"),
+    ("18", "#### 18 million", WRONG, "a factor"),
+    ("18", "#### The answer is 18 or 19", WRONG, "two values in a sentence"),
+    ("no solution", "#### 18", ERROR, "a gold answer without a number rewards nobody"),
+    ("no solution", "#### no solution", ERROR, "not even itself"),
+]
+
+
+@pytest.mark.parametrize(("gold", "text", "status", "reason"), FINAL_NUMBERS, ids=[case[-1] for case in FINAL_NUMBERS])
+def test_final_number_table(gold: str, text: str, status: GradeStatus, reason: str) -> None:
+    completion = Completion((0,), (0.0,), FinishReason.EOS, text)
+    (found,) = NormalisedReward("final_number")([Problem("id", "task", "family", "question", gold)], [completion])
+    assert found.status is status, reason
+    assert (found.reward is None) == (status is ERROR)
 
 
 def decimals(value: Fraction) -> str:

@@ -52,6 +52,7 @@ def test_every_setting_trains_on_two_narrow_layers(large_model, capsys: pytest.C
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("default")  # a driver or a GPU may warn of what nothing here can change
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("setting", ["adapters of rank 16", "all weights, base offloaded"])
 def test_a_step_of_qwen2_5_3b_fits_on_one_gpu(setting: str, large_model) -> None:

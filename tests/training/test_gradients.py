@@ -157,8 +157,12 @@ def test_where_no_score_differs_the_gradient_is_zero_and_the_optimizer_still_ste
     batch = make_batch(policy)
     batch = dataclasses.replace(batch, rewards=torch.ones_like(batch.rewards))
     update = Update(AlgorithmConfig(), SamplingConfig(max_new_tokens=3), 1e12, microbatch_rows=7)
-    metrics = training_step(policy, base, objective, batch, torch.optim.SGD(policy.model.parameters(), lr=0.0), update)
-    assert all(p.grad is not None and not p.grad.any() for p in policy.model.parameters())
+    parameters = list(policy.model.parameters())
+    optimizer = torch.optim.SGD(parameters, lr=0.0)
+    kept: list[list[torch.Tensor | None]] = []
+    optimizer.register_step_pre_hook(lambda *_: kept.append([parameter.grad for parameter in parameters]))
+    metrics = training_step(policy, base, objective, batch, optimizer, update)
+    assert all(gradient is not None and not gradient.any() for gradient in kept[0])
     assert metrics["grad_norm"] == metrics["gradient/variance_trace"] == metrics["loss/policy"] == 0.0
     assert metrics["entropy/exact_nats_per_token"] > 0
     assert np.isnan(metrics["gradient/signal_to_noise"])

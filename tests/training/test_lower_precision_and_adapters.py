@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import sys
+import weakref
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -30,6 +34,7 @@ from bsharp.runlog import RunDirectory
 from bsharp.statistics.gradient_noise import gradient_noise
 from bsharp.tasks import load_task
 from bsharp.training import Progress, Update, accumulate, build_optimizer, loop, train_policy, training_step
+from bsharp.training import step as step_module
 from bsharp.types import Completion, Grade, GradeStatus, Problem
 
 CONFIG = TrainConfig(
@@ -185,13 +190,55 @@ def test_a_step_that_fails_before_any_checkpoint_puts_back_the_weights_before_tr
             assert torch.equal(masters[f"master.{index}"], weight.float())
 
 
+@pytest.mark.parametrize("name", ["bfloat16", "adapters with a critic"])
+def test_when_weights_are_put_back_nothing_of_the_failed_step_is_held_any_more(
+    name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither what the frames that failed had made, nor gradients, nor the state that the loaded one replaces."""
+    weights, algorithm = SETTINGS[name]
+    accumulated, load = step_module.accumulate_gradient, loop.load_checkpoint
+    calls, of_the_step, checked = [], [], []
+
+    def broken(policy, *arguments):
+        calls.append(policy)
+        metrics = accumulated(policy, *arguments)
+        if len(calls) == 3:
+            activations = torch.nn.Module()
+            of_the_step.append(weakref.ref(activations))
+            raise LogitsError("no distribution")
+        return metrics
+
+    def loaded(path, policy, optimizer, critic):
+        checked.append(path.name)
+        assert sys.exc_info() == (None, None, None)
+        assert of_the_step[0]() is None
+        assert all(parameter.grad is None for parameter in policy.model.parameters())
+        for one in (optimizer, *([critic.optimizer] if critic else [])):
+            assert not one.state
+        progress = load(path, policy, optimizer, critic)
+        assert optimizer.state
+        return progress
+
+    monkeypatch.setattr(step_module, "accumulate_gradient", broken)
+    monkeypatch.setattr(loop, "load_checkpoint", loaded)
+    gc.disable()
+    try:
+        _, _, progress = run(folder, tmp_path, weights, algorithm)
+    finally:
+        gc.enable()
+    assert (progress.step, progress.stopped_at) == (2, 3)
+    assert checked == ["step_000002"]
+
+
 def test_bfloat16_gradients_are_added_up_in_float32(folder: Path) -> None:
     policy, base = models(folder, WeightsConfig(dtype="bfloat16"))
     batch = batch_of(policy)
     update = Update(AlgorithmConfig(advantage="none"), SamplingConfig(), max_grad_norm=1e12, microbatch_rows=1)
     parameters = list(policy.model.parameters())
     _, objective = parse_objective("task_reward")
-    metrics = training_step(policy, base, objective, batch, torch.optim.SGD(parameters, lr=0.0), update)
+    optimizer = torch.optim.SGD(parameters, lr=0.0)
+    kept = kept_gradients(optimizer, parameters)
+    metrics = training_step(policy, base, objective, batch, optimizer, update)
     # Problem by problem, row by row, as the step goes, on fresh weights.
     fresh, _ = models(folder, WeightsConfig(dtype="bfloat16"))
     weights = list(fresh.model.parameters())
@@ -216,10 +263,10 @@ def test_bfloat16_gradients_are_added_up_in_float32(folder: Path) -> None:
         norms.append(float(sum(held.double().square().sum() for held in own)))
         for total, held in zip(sums, own, strict=True):
             total += held
-    for parameter, total in zip(parameters, sums, strict=True):
-        assert parameter.grad is not None
-        assert parameter.grad.dtype == torch.float32
-        torch.testing.assert_close(parameter.grad, total, rtol=1e-6, atol=1e-9)
+    for gradient, total in zip(kept[0], sums, strict=True):
+        assert gradient is not None
+        assert gradient.dtype == torch.float32
+        torch.testing.assert_close(gradient, total, rtol=1e-6, atol=1e-9)
         assert not torch.equal(total, total.bfloat16().float())
     norm = float(torch.cat([total.flatten() for total in sums]).double().norm())
     assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-5)
@@ -237,11 +284,14 @@ def test_without_any_difference_in_reward_the_bfloat16_gradient_is_zero_in_float
     optimizer = build_optimizer(parameters, OptimizerConfig(options={"weight_decay": 0.5}, learning_rate=0.1))
     _, objective = parse_objective("task_reward")
     update = Update(AlgorithmConfig(), SamplingConfig(), max_grad_norm=1.0)
+    kept = kept_gradients(optimizer, parameters)
     metrics = training_step(policy, base, objective, batch, optimizer, update)
     assert metrics["grad_norm"] == 0.0
-    for parameter, weight in zip(parameters, before, strict=True):
-        assert parameter.grad is not None
-        assert parameter.grad.dtype == torch.float32
+    for parameter, gradient, weight in zip(parameters, kept[0], before, strict=True):
+        assert gradient is not None
+        assert gradient.dtype == torch.float32
+        # Nothing is left for rollouts and checks, which need the memory.
+        assert parameter.grad is None
         torch.testing.assert_close(parameter.detach(), (weight.float() * 0.95).bfloat16(), rtol=0, atol=0)
 
 
@@ -265,7 +315,9 @@ def test_the_gradient_of_adapters_is_that_of_plain_passes_and_kept_apart_by_prob
             return super().gradients()
 
     monkeypatch.setattr(accumulate, "StackedParameters", Counted)
-    metrics = training_step(policy, base, objective, batch, torch.optim.SGD(parameters, lr=0.0), update)
+    optimizer = torch.optim.SGD(parameters, lr=0.0)
+    kept = kept_gradients(optimizer, parameters)
+    metrics = training_step(policy, base, objective, batch, optimizer, update)
     assert len(bundles) == (0 if recompute else 1)
     own = []
     for problem in range(batch.problems):
@@ -279,12 +331,21 @@ def test_the_gradient_of_adapters_is_that_of_plain_passes_and_kept_apart_by_prob
         ).token_logprobs
         loss = -(batch.rewards[rows, None] * torch.where(batch.mask[rows], logprobs, 0.0)).sum() / batch.rows
         own.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)]).double())
-    found = torch.cat([parameter.grad.flatten() for parameter in parameters if parameter.grad is not None]).double()
+    found = torch.cat([gradient.flatten() for gradient in kept[0] if gradient is not None]).double()
     total = sum(own)
     assert float((found - total).norm() / total.norm()) < 1e-5
     noise = gradient_noise([float(g @ g) for g in own], [3, 3], float(total @ total))
     assert metrics["gradient/variance_trace"] == pytest.approx(noise.variance, rel=1e-3)
     assert all(p.grad is None for p in policy.model.parameters() if not p.requires_grad)
+
+
+def kept_gradients(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[torch.nn.Parameter]
+) -> list[list[torch.Tensor | None]]:
+    """What is in `.grad` at each step of the optimizer from now on: the training step leaves nothing there."""
+    kept: list[list[torch.Tensor | None]] = []
+    optimizer.register_step_pre_hook(lambda *_: kept.append([parameter.grad for parameter in parameters]))
+    return kept
 
 
 def batch_of(policy: LanguageModel) -> RolloutBatch:

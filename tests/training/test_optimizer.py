@@ -61,9 +61,11 @@ def gradient(step: int) -> torch.Tensor:
     return torch.randn(7, 7, generator=torch.Generator().manual_seed(step)) + 0.5
 
 
-@pytest.mark.parametrize("name", ["AdamW", "SGD", "Adafactor"])
+@pytest.mark.parametrize("name", ["AdamW", "fused AdamW", "SGD", "Adafactor"])
 def test_steps_too_small_for_bfloat16_add_up_to_the_rounded_weights_of_a_float32_run(name: str, tmp_path: Path) -> None:
-    config = OptimizerConfig(name=name, learning_rate=1e-6, options={"momentum": 0.9} if name == "SGD" else {})
+    options = {"SGD": {"momentum": 0.9}, "fused AdamW": {"fused": True}}.get(name, {})
+    name = name.removeprefix("fused ")
+    config = OptimizerConfig(name=name, learning_rate=1e-6, options=options)
     start = (torch.rand(7, 7, generator=torch.Generator().manual_seed(0)) * 0.8 + 1.1).bfloat16()
     whole, mixed, pure = (
         nn.Parameter(start.clone().to(dtype)) for dtype in (torch.float32, torch.bfloat16, torch.bfloat16)

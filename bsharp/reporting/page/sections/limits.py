@@ -136,7 +136,8 @@ def _responses(results: Mapping[str, Any]) -> Iterator[str]:
     cut = {name: figure for name, figure in cut.items() if (figure.get("estimate") or 0) > TRUNCATED}
     if cut:
         shown = ", ".join(f"{plain_text(name)} {percent_text(figure)} %" for name, figure in cut.items())
-        yield f"Responses were cut off at the token limit: {shown}. Their answers count as wrong; raise max_new_tokens."
+        told = "One that did not come to its answer counts as wrong; raise max_new_tokens."
+        yield f"Responses were cut off at the token limit: {shown}. {told}"
     ungraded = {row.name: row.summary["counts"]["ungraded_samples"] for row in rows(results)}
     shown = ", ".join(f"{plain_text(name)} {count}" for name, count in ungraded.items() if count)
     if shown:
