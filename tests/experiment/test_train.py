@@ -279,11 +279,11 @@ def test_ppo_with_a_critic_and_grpo_learn(algorithm: AlgorithmConfig, bench, tmp
 
 def test_the_validation_kl_is_positive_where_the_policy_likes_its_samples_better_than_the_base() -> None:
     records = [
-        {"reward": 1.0, "logprob": -1.0, "base_logprob": -3.0},
-        {"reward": None, "logprob": -2.0, "base_logprob": -2.5},
-        {"reward": 0.0, "logprob": -4.0, "base_logprob": -3.5},
+        {"reward": 0.75, "status": "correct", "logprob": -1.0, "base_logprob": -3.0},
+        {"reward": None, "status": "timeout", "logprob": -2.0, "base_logprob": -2.5},
+        {"reward": 0.25, "status": "wrong", "logprob": -4.0, "base_logprob": -3.5},
     ]
     metrics = validation_metrics(records)
     assert metrics["validation/kl(policy||base)/k1_nats_per_sequence"] == pytest.approx((2.0 + 0.5 - 0.5) / 3)
-    assert metrics["validation/accuracy"] == 0.5  # of those graded
+    assert metrics["validation/accuracy"] == 0.5  # of those graded, correct ones are counted as the evaluation counts them
     assert math.isnan(validation_metrics(records[1:2])["validation/accuracy"])
