@@ -285,7 +285,5 @@ def test_the_validation_kl_is_positive_where_the_policy_likes_its_samples_better
     ]
     metrics = validation_metrics(records)
     assert metrics["validation/kl(policy||base)/k1_nats_per_sequence"] == pytest.approx((2.0 + 0.5 - 0.5) / 3)
-    assert (
-        metrics["validation/accuracy"] == 0.5
-    )  # of those graded, correct ones are counted as the evaluation counts them
+    assert metrics["validation/accuracy"] == 0.5  # correct ones among those graded
     assert math.isnan(validation_metrics(records[1:2])["validation/accuracy"])
