@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from bsharp.config import EvaluationConfig
 from bsharp.evaluation import evaluate, problem_set, summarize
+from bsharp.evaluation.evaluate import _shares
 from bsharp.generation import Decoder
 from bsharp.models.loading import LanguageModel
 from bsharp.models.logprobs import response_logprobs
@@ -233,3 +235,17 @@ def test_a_task_without_a_reward_function_is_refused_before_anything_is_generate
     generator: Any = None
     with pytest.raises(ValueError, match="no reward function for the tasks second"):
         evaluate(policy, generator, None, TASKS, {"first": REWARDS["first"]}, CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "sizes", "shares"),
+    [
+        (7, [math.inf, math.inf], [4, 3]),
+        (10, [2, math.inf, math.inf], [2, 4, 4]),
+        (9, [1, 2, 100], [1, 2, 6]),
+        (50, [30, 4], [30, 4]),
+        (5, [0, 9], [0, 5]),
+    ],
+)
+def test_what_a_small_task_cannot_take_goes_to_the_others(wanted: int, sizes: list[float], shares: list[int]) -> None:
+    assert _shares(wanted, sizes) == shares

@@ -282,8 +282,9 @@ def test_the_validation_kl_is_positive_where_the_policy_likes_its_samples_better
         {"reward": 0.75, "status": "correct", "logprob": -1.0, "base_logprob": -3.0},
         {"reward": None, "status": "timeout", "logprob": -2.0, "base_logprob": -2.5},
         {"reward": 0.25, "status": "wrong", "logprob": -4.0, "base_logprob": -3.5},
+        {"reward": 0.5, "status": "wrong", "logprob": -1.0, "base_logprob": -1.0},
     ]
     metrics = validation_metrics(records)
-    assert metrics["validation/kl(policy||base)/k1_nats_per_sequence"] == pytest.approx((2.0 + 0.5 - 0.5) / 3)
-    assert metrics["validation/accuracy"] == 0.5  # correct ones among those graded
+    assert metrics["validation/kl(policy||base)/k1_nats_per_sequence"] == pytest.approx((2.0 + 0.5 - 0.5 + 0.0) / 4)
+    assert metrics["validation/accuracy"] == pytest.approx(1 / 3)  # correct ones among those graded
     assert math.isnan(validation_metrics(records[1:2])["validation/accuracy"])
