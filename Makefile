@@ -12,6 +12,7 @@
 # make grading   both graders on public answers and their wrong neighbours (BSHARP_DATA_DIR names the folder), docs/grading.md
 # make memory    memory of log-probabilities, docs/memory.md; make backends  samplers against the trainer, docs/rollout_backends.md
 # make large     tokens/s and memory of a 3 B model's step on a GPU (ARGS=--reduced: a small one, anywhere)
+# make bench     speed and memory against TRL, transformers and the machine itself, in one run of under 45 minutes (ARGS=--quick)
 # PYTHON=python3.12 chooses the interpreter; PIP_ARGS is handed to pip (see README for the CPU build of torch).
 
 PYTHON ?= python3
@@ -26,7 +27,7 @@ export OMP_WAIT_POLICY ?= passive
 export TOKENIZERS_PARALLELISM ?= false
 
 .PHONY: compare quick diagnose forecast theory test lint browser findings tune pretrain coverage alarm variance clean
-.PHONY: forecast-validation forecast-coverage closed-form counterexamples grading memory backends large
+.PHONY: forecast-validation forecast-coverage closed-form counterexamples grading memory backends large bench
 
 compare: $(VENV)/.runtime
 	$(BIN)/bsharp compare $(ARGS)
@@ -77,19 +78,7 @@ variance: $(VENV)/.dev
 forecast-validation: $(VENV)/.dev
 	$(BIN)/python benchmarks/forecast_validation.py $(ARGS)
 
-forecast-grading: $(VENV)/.dev
-	$(BIN)/python benchmarks/grading.py $(ARGS)
-
-memory: $(VENV)/.dev
-	$(BIN)/python benchmarks/logprob_memory.py $(ARGS)
-
-backends: $(VENV)/.dev
-	$(BIN)/python benchmarks/decoder_agreement.py $(ARGS)
-
-large: $(VENV)/.dev
-	$(BIN)/python benchmarks/large_model.py $(ARGS)
-
-coverage: $(VENV)/.dev
+forecast-coverage: $(VENV)/.dev
 	$(BIN)/python benchmarks/forecast_coverage.py $(ARGS)
 
 closed-form: $(VENV)/.dev
@@ -112,6 +101,9 @@ large: $(VENV)/.dev
 
 coverage: $(VENV)/.dev
 	$(BIN)/python benchmarks/interval_coverage.py $(ARGS) > docs/intervals.md
+
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/speed $(ARGS)
 
 $(VENV)/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(f"bsharp needs Python 3.11 or newer, {sys.executable} is {sys.version.split()[0]}; name another one: make PYTHON=python3.12") if sys.version_info < (3, 11) else None'
