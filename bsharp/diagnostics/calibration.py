@@ -8,8 +8,7 @@ that model's figures, and of its differences to the base, and notes count it.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,13 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bsharp.seeding import generator
-from bsharp.statistics import Estimate, expected_calibration_error, problem_and_seed_interval, vote_share
+from bsharp.statistics import Estimate, expected_calibration_error, problem_and_seed_interval
 from bsharp.statistics.calibration import calibration_bins, calibration_error_change
+from bsharp.statistics.distinct import Classes
 from bsharp.statistics.samples import (
     Record,
     SampleTable,
-    correctness,
-    is_graded,
     left_out,
     noted,
     paired_tables,
@@ -34,6 +32,8 @@ __all__ = ["calibration"]
 
 Array = NDArray[np.float64]
 BINS = 10
+PAIRS_AT_ONCE = 1 << 20
+"""Pairs of an answer of a model and one of its base that are compared at once; at least one problem's."""
 NO_VOTE = "no problem has a vote: no completion holds an answer that can be read"
 LEAST_PROBLEMS = 10
 """Below this many problems a bin's or a condition's mean is given without an interval."""
@@ -41,21 +41,21 @@ LEAST_PROBLEMS = 10
 
 @dataclass(frozen=True)
 class _Votes:
-    """One model's votes, S seeds by P problems; NaN (and no answer) where nothing was graded."""
+    """One model's votes, S seeds by P problems; NaN where nothing was graded."""
 
     confidence: Array
     credit: Array
-    shares: list[list[dict[str, tuple[float, float]]]]  # answer → (share of the graded samples, credit)
+    # Of each class of equal answers, (S, P, C): its key, its share of the graded samples, its credit, whether it is modal.
+    keys: NDArray[np.int64]
+    shares: Array
+    credits: Array
+    modal: NDArray[np.bool_]
 
-    def modal(self, seed: int, place: int) -> list[str]:
-        found = self.shares[seed][place]
-        return [answer for answer, (share, _) in found.items() if share == self.confidence[seed, place]]
 
-
-def calibration(records_by_model: Mapping[str, Sequence[Sequence[Record]]], base: str = "base") -> dict[str, Any]:
+def calibration(records_by_model: Mapping[str, Sequence[Iterable[Record]]], base: str = "base") -> dict[str, Any]:
     """{"schema", "models": {model: {"bins", "ece"}}, "changes": {regime: …}} from evaluation records.
 
-    `records_by_model` maps a model to its records, one sequence per training seed; the model named `base` has one. Greedy
+    `records_by_model` maps a model to its records, given per training seed and read once; the model named `base` has one. Greedy
     records are left out. All estimates carry 95 % intervals.
 
     A model's `bins` are ten: confidence in (low, high], 0 in the first; `problems` is their number in the bin, averaged
@@ -93,25 +93,19 @@ def calibration(records_by_model: Mapping[str, Sequence[Sequence[Record]]], base
 
 
 def _votes(table: SampleTable) -> _Votes:
-    pairs = [[_vote(samples) for samples in seed] for seed in table.records]
-    both = np.array([[vote_and_credit for vote_and_credit, _ in seed] for seed in pairs], dtype=np.float64)
-    return _Votes(both[..., 0], both[..., 1], [[shares for _, shares in seed] for seed in pairs])
-
-
-def _vote(samples: Sequence[Record]) -> tuple[tuple[float, float], dict[str, tuple[float, float]]]:
-    """((confidence, credit), {answer: (share, credit)}) of one problem."""
-    graded = [record for record in samples if is_graded(record)]
-    if not graded:
-        return (np.nan, np.nan), {}
-    answers = [record["answer"] for record in graded]
-    credits = [correctness(record) for record in graded]
-    right: Counter[str] = Counter()
-    for answer, credit in zip(answers, credits, strict=True):
-        if answer is not None:
-            right[answer] += int(credit)
-    votes = Counter(answer for answer in answers if answer is not None)
-    shares = {answer: (count / len(graded), right[answer] / count) for answer, count in votes.items()}
-    return vote_share(answers, credits), shares
+    """`vote_share` of every seed and problem, and of every answer its share."""
+    shape = (table.seeds, len(table.problem_ids), -1)
+    classes: Classes = table.classes
+    sizes, right = classes.sizes.reshape(shape), classes.right.reshape(shape)
+    graded = table.graded.sum(-1)
+    modal = (sizes > 0) & (sizes == sizes.max(-1, keepdims=True))
+    with np.errstate(invalid="ignore"):  # 0/0 where nothing is graded: NaN is what is meant
+        confidence = sizes.max(-1) / graded
+        shares = sizes / graded[..., None]
+    credits = right / np.maximum(sizes, 1)
+    credit = (credits * modal).sum(-1) / np.maximum(modal.sum(-1), 1)
+    credit = np.where(graded > 0, credit, np.nan)
+    return _Votes(confidence, credit, classes.keys.reshape(shape), shares, credits, modal)
 
 
 def _defined(*tables: Array) -> NDArray[np.intp]:
@@ -267,15 +261,21 @@ def _modal_answers(votes: _Votes, base: _Votes, places: NDArray[np.intp]) -> tup
     """
     shape = (len(votes.confidence), len(places))
     moved, same_wrong = np.zeros(shape), np.zeros(shape)
-    for column, place in enumerate(places.tolist()):
-        before, before_modal = base.shares[0][place], set(base.modal(0, place))
-        for seed in range(shape[0]):
-            modal = votes.modal(seed, place)
-            if not modal:
-                continue
-            mass = sum(before.get(answer, (0.0, 0.0))[0] for answer in modal) / len(modal)
-            moved[seed, column] = votes.confidence[seed, place] - mass
-            same_wrong[seed, column] = sum(
-                1.0 - votes.shares[seed][place][answer][1] for answer in modal if answer in before_modal
-            ) / len(modal)
+    present = base.shares[0] > 0
+    step = max(1, PAIRS_AT_ONCE // (votes.keys.shape[-1] * base.keys.shape[-1]))
+    for seed in range(shape[0]):
+        for start in range(0, len(places), step):
+            at = places[start : start + step]
+            modal = votes.modal[seed, at]
+            tied = np.maximum(modal.sum(-1), 1)
+            # (problems, our classes, the base's classes); a class of size 0 has no answer.
+            same = (
+                (votes.keys[seed, at][:, :, None] == base.keys[0, at][:, None])
+                & modal[:, :, None]
+                & present[at][:, None]
+            )
+            mass = (same * base.shares[0, at][:, None]).sum((1, 2)) / tied
+            shared = (same & base.modal[0, at][:, None]).any(-1)
+            moved[seed, start : start + step] = np.where(modal.any(-1), votes.confidence[seed, at] - mass, 0.0)
+            same_wrong[seed, start : start + step] = ((1.0 - votes.credits[seed, at]) * shared).sum(-1) / tied
     return moved, same_wrong

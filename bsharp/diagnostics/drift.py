@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bsharp.statistics import Estimate, repetition_rate
+from bsharp.statistics.columns import token_ids_of
 from bsharp.statistics.samples import (
     NOT_FINITE,
     TOO_FEW_GRADED,
@@ -29,11 +30,11 @@ SHARE = (0.0, 1.0)
 FAMILY_REPLICATES = 1000
 
 
-def drift(records_by_model: Mapping[str, Sequence[Sequence[Record]]], base: str = "base") -> dict[str, Any]:
+def drift(records_by_model: Mapping[str, Sequence[Iterable[Record]]], base: str = "base") -> dict[str, Any]:
     """{"schema", "models": {model: {"overall": slice, "families": {family: slice}}}} from evaluation records.
 
-    `records_by_model` maps a model to its records, one sequence per training seed; the model named `base` has one and was
-    not trained. A slice holds, as estimates over problems and seeds with 95 % intervals (problems are resampled within
+    `records_by_model` maps a model to its records, given per training seed and read once; the model named `base` has one seed and
+    was not trained. A slice holds, as estimates over problems and seeds with 95 % intervals (problems are resampled within
     their family), over the n samples of each problem, greedy records left out:
 
     | key | figure |
@@ -51,7 +52,7 @@ def drift(records_by_model: Mapping[str, Sequence[Sequence[Record]]], base: str 
     is null where a model was evaluated without a base. Raises ValueError for incomplete records, and for models that were
     not evaluated on the base's problems with as many samples.
     """
-    tables = paired_tables(records_by_model, base)
+    tables = paired_tables(records_by_model, base, {"repetition": lambda r: repetition_rate(token_ids_of(r))})
     return {"schema": 1, "models": {name: _model(table, name == base) for name, table in tables.items()}}
 
 
@@ -78,8 +79,8 @@ def _model(table: SampleTable, is_base: bool) -> dict[str, Any]:
 def _values(table: SampleTable) -> dict[str, Array]:
     """Means over the samples of a problem, (S, P) each; NaN where a problem has none."""
     return means_without_grades(table) | {
-        "repetition": table.array(lambda r: repetition_rate(r["token_ids"])).mean(-1),
-        "distinct_answers": table.by_problem(distinct_answers),
+        "repetition": table.extra["repetition"].mean(-1),
+        "distinct_answers": distinct_answers(table),
     }
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,13 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from bsharp.seeding import generator
-from bsharp.statistics.samples import Record, SampleTable, correctness, is_graded, paired_tables
+from bsharp.statistics.samples import Record, SampleTable, paired_tables
 
 __all__ = ["gained_lost"]
 
 Array = NDArray[np.float64]
 Counts = NDArray[np.int64]
+FACTS = ("task", "family", "role", "mode", "difficulty")
 OUTCOMES = ("kept", "gained", "lost", "never")
 BASE_BINS = ("0", "0–25 %", "25–50 %", "50–75 %", "75–100 %")
 CHANCES = np.linspace(0.0, 1.0, 101)
@@ -25,13 +27,13 @@ REPLICATES = 100
 
 
 def gained_lost(
-    records_by_model: Mapping[str, Sequence[Sequence[Record]]], threshold: float = 0.5, base: str = "base"
+    records_by_model: Mapping[str, Sequence[Iterable[Record]]], threshold: float = 0.5, base: str = "base"
 ) -> dict[str, Any]:
     """Problems kept (both solve it), gained (only the regime), lost (only the base) and never solved, per regime.
 
-    `records_by_model` maps a model to its records, one sequence per training seed; the model named `base` has one. A model's
-    share on a problem is the share of its graded samples that are right, averaged over seeds; it SOLVES the problem where
-    that is at least `threshold`. Greedy records are left out. Problems without a graded sample, of the base or in any seed
+    `records_by_model` maps a model to its records, given per training seed and read once; the model named `base` has one. A
+    model's share on a problem is the share of its graded samples that are right, averaged over seeds; it SOLVES the problem
+    where that is at least `threshold`. Greedy records are left out. Problems without a graded sample, of the base or in any seed
     of the regime, are in none of the four lists; `left_out` counts them, and a share without samples is null.
 
     Per regime: the ids, their counts by family, by the base's share (`0` alone, then quarters closed below: half is in `50–75 %`)
@@ -66,9 +68,7 @@ def gained_lost(
         "schema": 1,
         "threshold": threshold,
         "definition": f"solved: at least {100 * threshold:g} % of the graded samples are right, averaged over seeds",
-        "problems": {
-            problem_id: _problem(ours, place, base_share, shares) for place, problem_id in enumerate(ours.problem_ids)
-        },
+        "problems": _problems(ours, base_share, shares),
         "regimes": {
             name: _regime(ours, base_share, share, threshold)
             | {"expected_by_chance": _by_chance(right, graded, counts[name][1], threshold)}
@@ -79,8 +79,7 @@ def gained_lost(
 
 def _right_and_graded(table: SampleTable) -> tuple[Counts, Counts]:
     """Right and graded samples per seed and problem, (S, P) each."""
-    right, graded = np.nansum(table.array(correctness), -1), table.array(is_graded).sum(-1)
-    return right.astype(np.int64), graded.astype(np.int64)
+    return table.correct.sum(-1, dtype=np.int64), table.graded.sum(-1, dtype=np.int64)
 
 
 def _share(right: Counts, graded: Counts) -> Array:
@@ -90,17 +89,22 @@ def _share(right: Counts, graded: Counts) -> Array:
         return np.asarray(np.round((right / graded).mean(0), 12))
 
 
-def _problem(ours: SampleTable, place: int, base_share: Array, shares: Mapping[str, Array]) -> dict[str, Any]:
-    record = ours.records[0][place][0]
+def _problems(ours: SampleTable, base_share: Array, shares: Mapping[str, Array]) -> dict[str, Any]:
+    """Each problem's facts, and its share under every model, by problem id."""
+    facts = zip(*(ours.labels(key) for key in FACTS), strict=True)
+    by_regime = zip(*(_numbers(share) for share in shares.values()), strict=True) if shares else itertools.repeat(())
     return {
-        **{key: record[key] for key in ("task", "family", "role", "mode", "difficulty")},
-        "base": _number(base_share[place]),
-        "regimes": {name: _number(share[place]) for name, share in shares.items()},
+        problem_id: {
+            **dict(zip(FACTS, values, strict=True)),
+            "base": base,
+            "regimes": dict(zip(shares, row, strict=True)),
+        }
+        for problem_id, values, base, row in zip(ours.problem_ids, facts, _numbers(base_share), by_regime, strict=False)
     }
 
 
-def _number(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
+def _numbers(values: Array) -> list[float | None]:
+    return [value if np.isfinite(value) else None for value in values.tolist()]
 
 
 def _regime(ours: SampleTable, base_share: Array, share: Array, threshold: float) -> dict[str, Any]:
@@ -112,8 +116,8 @@ def _regime(ours: SampleTable, base_share: Array, share: Array, threshold: float
     }
     lists = {name: [ours.problem_ids[place] for place, found in outcome.items() if found == name] for name in OUTCOMES}
     gained, changed = len(lists["gained"]), len(lists["gained"]) + len(lists["lost"])
-    first = [row[0] for row in ours.records[0]]
-    difficulties = sorted({first[place]["difficulty"] for place in outcome})
+    difficulty = ours.labels("difficulty")
+    difficulties = sorted({difficulty[place] for place in outcome})
     return {
         **lists,
         "left_out": int((~defined).sum()),
@@ -123,7 +127,7 @@ def _regime(ours: SampleTable, base_share: Array, share: Array, threshold: float
         ),
         "by_base": _counts(outcome, {p: _base_bin(base_share[p]) for p in outcome}, BASE_BINS),
         "by_difficulty": _counts(
-            outcome, {p: str(first[p]["difficulty"]) for p in outcome}, [str(value) for value in difficulties]
+            outcome, {p: str(difficulty[p]) for p in outcome}, [str(value) for value in difficulties]
         ),
     }
 

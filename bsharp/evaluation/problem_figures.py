@@ -6,23 +6,18 @@ holds NaN there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bsharp.seeding import generator
-from bsharp.statistics import maj_at_k, pass_at_k, reward_weighted_score
-from bsharp.statistics.samples import (
-    Record,
-    SampleTable,
-    correctness,
-    distinct_answers,
-    is_graded,
-    means_without_grades,
-    sample_table,
-)
+from bsharp.statistics import pass_at_k
+from bsharp.statistics.distinct import first_of_equals
+from bsharp.statistics.maj_at_k import maj_at_k_of_classes
+from bsharp.statistics.samples import Record, SampleTable, distinct_answers, means_without_grades, sample_table
+from bsharp.statistics.score import reward_weighted_scores
 
 __all__ = ["ProblemFigures", "problem_figures", "vote_sizes"]
 
@@ -38,12 +33,18 @@ class ProblemFigures(SampleTable):
     """
 
     values: Mapping[str, Array]
-    ungraded_samples: int
-    ungraded_greedy: int
-    # Per sample, (S, P, n): what the pooled correlation needs.
-    graded: NDArray[np.bool_]
-    rewards: Array  # NaN where ungraded
-    base_scored: bool
+
+    @property
+    def ungraded_samples(self) -> int:
+        return int((~self.graded).sum())
+
+    @property
+    def ungraded_greedy(self) -> int:
+        return int((~self.greedy_graded).sum())
+
+    @property
+    def base_scored(self) -> bool:
+        return bool(self.scored.all())
 
 
 def vote_sizes(samples: int) -> list[int]:
@@ -52,71 +53,64 @@ def vote_sizes(samples: int) -> list[int]:
     return powers if powers[-1] == samples else [*powers, samples]
 
 
-def problem_figures(records_by_seed: Sequence[Sequence[Record]], name: str) -> ProblemFigures:
+def problem_figures(records_by_seed: Sequence[Iterable[Record]], name: str) -> ProblemFigures:
     """Figures of every seed and problem; `name` is what error messages call the model. The order of records is free.
 
-    Raises ValueError where `sample_table` does, and for samples of which a base scored only some.
+    Each record is read once and let go. Raises ValueError where `sample_table` does, and for samples of which a base scored
+    only some.
     """
     table = sample_table(records_by_seed, name)
-    scored = table.array(lambda r: r["base_logprob"] is not None)
-    if scored.any() and not scored.all():
+    if table.scored.any() and not table.scored.all():
         raise ValueError(f"{name}: only some samples have a base_logprob; evaluate all with the same base, or none")
-    graded = table.array(is_graded).astype(np.bool_)
-    correct = table.array(correctness)
-    rewards = table.array(lambda r: r["reward"] if is_graded(r) else np.nan)
-    values = _sample_figures(table, graded, correct, rewards) | _vote_figures(table, graded, correct)
-    if table.greedy:
-        values["greedy_accuracy"] = np.array([[correctness(record) for record in row] for row in table.greedy])
-    return ProblemFigures(
-        **vars(table),
-        values=values,
-        ungraded_samples=int((~graded).sum()),
-        ungraded_greedy=sum(not is_graded(record) for row in table.greedy for record in row),
-        graded=graded,
-        rewards=rewards,
-        base_scored=bool(scored.all()),
-    )
+    values = _sample_figures(table) | _vote_figures(table)
+    if table.greedy_graded.size:
+        values["greedy_accuracy"] = np.where(table.greedy_graded, table.greedy_correct, np.nan)
+    return ProblemFigures(**{name: value for name, value in vars(table).items() if name in _FIELDS}, values=values)
 
 
-def _sample_figures(table: SampleTable, graded: NDArray[np.bool_], correct: Array, rewards: Array) -> dict[str, Array]:
+_FIELDS = SampleTable.__dataclass_fields__  # without what was computed and kept on the way
+
+
+def _sample_figures(table: SampleTable) -> dict[str, Array]:
     """Means over the samples of a problem, (S, P) each."""
-    exact = table.array(lambda r: r["exact_match"] if is_graded(r) else np.nan)
+    correct = np.where(table.graded, table.correct, np.nan)
     with np.errstate(invalid="ignore"):  # 0/0 where nothing is graded: NaN is what is meant
-        accuracy, exact_match, reward = (np.nansum(kind, -1) / graded.sum(-1) for kind in (correct, exact, rewards))
+        accuracy, exact_match, reward = (
+            np.nansum(kind, -1) / table.graded.sum(-1) for kind in (correct, table.exact_matches, table.rewards)
+        )
     return means_without_grades(table) | {
         "accuracy": accuracy,
         "exact_match": exact_match,
         "reward": reward,
-        "ungraded": (~graded).mean(-1),
-        "unparseable": table.array(lambda r: r["status"] == "unparseable").mean(-1),
+        "ungraded": (~table.graded).mean(-1),
+        "unparseable": table.unparseable.mean(-1),
     }
 
 
-def _vote_figures(table: SampleTable, graded: NDArray[np.bool_], correct: Array) -> dict[str, Array]:
+def _vote_figures(table: SampleTable) -> dict[str, Array]:
     """pass@k, maj@k, the reward-weighted score and the number of distinct answers, (S, P) each."""
-    seeds, problems, samples = graded.shape
+    seeds, problems, samples = table.graded.shape
     ks = vote_sizes(samples)
-    counts, rights = graded.sum(-1), np.nansum(correct, -1)
-    figures = {f"{kind}@{k}": np.full((seeds, problems), np.nan) for kind in ("pass", "maj") for k in ks}
-    figures |= {
-        "reward_weighted_score": np.full((seeds, problems), np.nan),
-        "distinct_answers": table.by_problem(distinct_answers),
-    }
+    counts, rights = table.graded.sum(-1), table.correct.sum(-1)
+    figures = {f"pass@{k}": np.full((seeds, problems), np.nan) for k in ks}
     for k in ks:
         enough = counts >= k
         figures[f"pass@{k}"][enough] = pass_at_k(counts[enough], rights[enough], k)
-    for s, p in np.ndindex(seeds, problems):
-        row = [record for record in table.records[s][p] if is_graded(record)]
-        if not row:
-            continue
-        usable = [k for k in ks if k <= len(row)]
-        rng = generator(s, "maj_at_k", table.problem_ids[p])  # used only where there are too many samples to enumerate
-        answers, credits = [record["answer"] for record in row], [correctness(record) for record in row]
-        for k, credit in zip(usable, maj_at_k(answers, credits, usable, rng=rng), strict=True):
-            figures[f"maj@{k}"][s, p] = credit
-        figures["reward_weighted_score"][s, p] = reward_weighted_score(
-            [record["logprob"] for record in row],
-            [record["reward"] for record in row],
-            [tuple(record["token_ids"]) for record in row],
-        )
-    return figures
+    classes = table.classes
+    votes = maj_at_k_of_classes(
+        classes.sizes,
+        classes.right / np.maximum(classes.sizes, 1),
+        (table.graded & ~table.answered).sum(-1).ravel(),
+        ks,
+        # Used only where there are too many samples to enumerate.
+        rng=lambda row: generator(row // problems, "maj_at_k", table.problem_ids[row % problems]),
+    )
+    figures |= {f"maj@{k}": votes[:, place].reshape(seeds, problems) for place, k in enumerate(ks)}
+    rows = (seeds * problems, samples)
+    # The first of equal responses stands for them.
+    distinct = first_of_equals(table.responses.reshape(rows), table.graded.reshape(rows)) == np.arange(samples)
+    score = reward_weighted_scores(table.logprobs.reshape(rows), table.rewards.reshape(rows), distinct)
+    return figures | {
+        "reward_weighted_score": score.reshape(seeds, problems),
+        "distinct_answers": distinct_answers(table),
+    }

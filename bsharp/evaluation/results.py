@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,7 @@ from bsharp.evaluation.schema import SCHEMA_VERSION, validate_results
 from bsharp.evaluation.summary import accuracy_difference, summarize_figures
 from bsharp.seeding import generator
 from bsharp.statistics import SeedTrace, gain_beyond_best, judge_stability
-from bsharp.statistics.samples import Record, correctness, is_graded
+from bsharp.statistics.samples import Record
 from bsharp.statistics.stability import StabilityWord
 from bsharp.statistics.verdict import Answers, nothing_to_compare
 
@@ -41,18 +40,21 @@ NO_SIGNAL = "no signal"
 
 @dataclass(frozen=True)
 class RegimeRecords:
-    """What one regime left behind; every sequence has one entry per seed, in the order of `seeds`."""
+    """What one regime left behind; every sequence has one entry per seed, in the order of `seeds`.
+
+    Records are read once each, so an entry may be a file that is read as it is iterated (`RunDirectory.samples`).
+    """
 
     objective: str  # as asked for: `constructor(argument=value)` or `name=constructor(argument=value)`
     seeds: Sequence[int]
     learning_rate: float
-    last: Sequence[Sequence[Record]]  # evaluation records of the last checkpoint
+    last: Sequence[Iterable[Record]]  # evaluation records of the last checkpoint
     metrics: Sequence[Sequence[Mapping[str, Any]]]  # rows of metrics.jsonl in order of steps
     last_steps: Sequence[int]  # the step whose weights `last` is about
     stopped: Sequence[str | None]  # why a run ended early; its weights were put back to the checkpoint of last_steps
     validation_samples: int  # problems × completions behind each validation accuracy in `metrics`
-    validation_last: Sequence[Sequence[Record]] | None = None  # the last checkpoint's, for the choice in the verdict
-    best: Sequence[Sequence[Record]] | None = None  # evaluation records of the best checkpoint by validation
+    validation_last: Sequence[Iterable[Record]] | None = None  # the last checkpoint's, for the choice in the verdict
+    best: Sequence[Iterable[Record]] | None = None  # evaluation records of the best checkpoint by validation
     best_steps: Sequence[int | None] | None = None  # None: stopped before its first check; `best` then holds `last`
 
     def __post_init__(self) -> None:
@@ -68,7 +70,7 @@ class RegimeRecords:
 
 
 def build_results(
-    base_records: Sequence[Record],
+    base_records: Iterable[Record],
     regimes: Mapping[str, RegimeRecords],
     config: Mapping[str, Any],
     manifest: Mapping[str, Any],
@@ -213,18 +215,15 @@ def _verdict(
 
 def _answers(tables: Sequence[ProblemFigures]) -> Answers:
     """Counts over the sampled completions of all models; the tables hold the same problems in the same order."""
-    right = [np.nansum(table.array(correctness), axis=-1) for table in tables]
-    samples = [record for table in tables for seed in table.records for row in seed for record in row]
-    status = Counter(record["status"] for record in samples if is_graded(record))
     return Answers(
         models=len(tables),
         problems=len(tables[0].problem_ids),
-        solved=int(np.any([counts.any(axis=0) for counts in right], axis=0).sum()),
-        completions=len(samples),
-        correct=int(sum(counts.sum() for counts in right)),
-        unparseable=status["unparseable"],
-        ungraded=len(samples) - status.total(),
-        truncated=sum(record["finish_reason"] == "length" for record in samples),
+        solved=int(np.any([table.correct.any(axis=(0, 2)) for table in tables], axis=0).sum()),
+        completions=sum(table.graded.size for table in tables),
+        correct=sum(int(table.correct.sum()) for table in tables),
+        unparseable=sum(int((table.unparseable & table.graded).sum()) for table in tables),
+        ungraded=sum(table.ungraded_samples for table in tables),
+        truncated=sum(int(table.truncated.sum()) for table in tables),
     )
 
 
@@ -253,8 +252,9 @@ def _gain(figures: Mapping[str, ProblemFigures], regimes: Mapping[str, RegimeRec
         test_tables,
         validation_tables,
         rng=generator(0, "interval", "verdict"),
-        test_strata=_families(figures[TASK_REWARD], test_kept),
-        validation_strata=_families(validation[rivals[0]], validation_kept),
+        # Resampling within families holds the mix of families as it was set.
+        test_strata=figures[TASK_REWARD].family_codes[test_kept],
+        validation_strata=validation[rivals[0]].family_codes[validation_kept],
     ).as_json()
     verdict["sentence"] += "".join(
         f"; {name}: seed {seed} stopped early, the weights of step {step} are evaluated"
@@ -272,11 +272,6 @@ def _gain(figures: Mapping[str, ProblemFigures], regimes: Mapping[str, RegimeRec
 
 def _no_verdict(reason: str, begin: str = "no verdict") -> dict[str, Any]:
     return {"sentence": f"{begin}: {reason}", "chosen": None, "gain": None, "choice_shares": {}, "level": 0.95}
-
-
-def _families(figures: ProblemFigures, kept: NDArray[np.bool_]) -> list[str]:
-    """Families of the problems kept: resampling within them holds the mix of families as it was set."""
-    return [family for family, keep in zip(figures.families, kept, strict=True) if keep]
 
 
 def _complete(figures: Mapping[str, ProblemFigures]) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.bool_]]:

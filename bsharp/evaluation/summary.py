@@ -8,7 +8,7 @@ both sides of a difference; the figure's note counts them.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,15 +54,15 @@ _OVERALL: tuple[tuple[str, str, Bounds | None], ...] = (
 
 
 def summarize(
-    records_by_seed: Sequence[Sequence[Record]],
-    base_records: Sequence[Record] | None = None,
+    records_by_seed: Sequence[Iterable[Record]],
+    base_records: Iterable[Record] | None = None,
     name: str = "model",
     *,
     is_base: bool = False,
 ) -> dict[str, Any]:
-    """All figures of a model from its records, one sequence of records per training seed (keys: `results-schema`).
+    """All figures of a model from its records, given per training seed and read once (keys: `results-schema`).
 
-    `base_records` are the base's on the same problems. Without them there is one sequence of records, of a model that was
+    `base_records` are the base's on the same problems. Without them there are records of one seed only, of a model that was
     not trained in seeds: intervals cover problems only and differences to the base are null, or 0 where `is_base` says that
     it is the base. The KL and the correlation with the base's log-probability need records that a base scored and are null
     otherwise; a null says why. Raises ValueError where records are incomplete or not paired.
@@ -232,7 +232,7 @@ def _interval(
     found = mean_where_defined(
         values[..., places],
         key,
-        [ours.families[place] for place in places],
+        ours.family_codes[places],
         unit,
         reason=NOT_FINITE if key in _WITHOUT_GRADES else TOO_FEW_GRADED,
         bounds=bounds,
@@ -249,14 +249,13 @@ def _interval(
 def _correlation(ours: ProblemFigures, base: ProblemFigures | None) -> Estimate:
     if not ours.base_scored:
         return undefined("correlation", NO_BASE)
-    base_logprobs = ours.base_logprobs()
-    usable = ours.graded & np.isfinite(base_logprobs)
+    usable = ours.graded & np.isfinite(ours.base_logprobs)
     seeds, problems, _ = np.nonzero(usable)
     figure = within_problem_correlation(
         ours.rewards[usable],
-        base_logprobs[usable],
-        problems.tolist(),
-        seeds=seeds.tolist() if _in_seeds(ours, base) else None,
+        ours.base_logprobs[usable],
+        problems,
+        seeds=seeds if _in_seeds(ours, base) else None,
         strata=dict(enumerate(ours.families)),
         rng=generator(BOOTSTRAP_SEED, "interval", "corr_reward_base_logprob"),
     )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bsharp.statistics.intervals import Estimate, bootstrap_interval
+from bsharp.statistics.intervals import Estimate, bootstrap_interval_of_sums
+from bsharp.statistics.resampling import Strata
 
 __all__ = ["calibration_bins", "calibration_error_change", "expected_calibration_error"]
 
@@ -21,7 +20,7 @@ def expected_calibration_error(
     rng: np.random.Generator,
     bins: int = 10,
     level: float = 0.95,
-    strata: Sequence[Hashable] | None = None,
+    strata: Strata | None = None,
     replicates: int = 2000,
 ) -> Estimate:
     """ECE = Σ_b |B_b| / P · |mean credit in b - mean confidence in b|  (arXiv 1706.04599), a share, over `bins` equal bins.
@@ -36,10 +35,10 @@ def expected_calibration_error(
     of 0 it can still miss 0. One problem: no interval.
     """
     confidence, credit = _checked(confidences, credits)
-    bin_index = calibration_bins(confidence, bins)
-    plain = bootstrap_interval(
-        lambda indices: _error(bin_index[:, indices], (credit - confidence)[:, indices], bins),
-        confidence.shape[1],
+    seeds, problems = confidence.shape
+    plain = bootstrap_interval_of_sums(
+        lambda sums: _error(sums, seeds, problems),
+        _gaps(confidence, credit, bins),
         rng=rng,
         level=level,
         unit="share",
@@ -58,7 +57,7 @@ def calibration_error_change(
     rng: np.random.Generator,
     bins: int = 10,
     level: float = 0.95,
-    strata: Sequence[Hashable] | None = None,
+    strata: Strata | None = None,
     replicates: int = 2000,
 ) -> Estimate:
     """ECE of a model minus ECE of its base on the same problems, in [-1, 1]; see `expected_calibration_error`.
@@ -73,14 +72,19 @@ def calibration_error_change(
             f"the change of the calibration needs a base on the same problems, got {confidence.shape[1]} problems and "
             f"a base of shape {np.shape(base_confidences)}"
         )
-    ours, theirs = calibration_bins(confidence, bins), calibration_bins(base_confidence, bins)
+    seeds, problems = confidence.shape
 
-    def change(indices: NDArray[np.intp]) -> Array:
-        model = _error(ours[:, indices], (credit - confidence)[:, indices], bins)
-        return model - _error(theirs[:, indices], (base_credit - base_confidence)[:, indices], bins)
+    def change(sums: Array) -> Array:
+        return _error(sums[:, : seeds * bins], seeds, problems) - _error(sums[:, seeds * bins :], 1, problems)
 
-    plain = bootstrap_interval(
-        change, confidence.shape[1], rng=rng, level=level, unit="share", strata=strata, replicates=replicates
+    plain = bootstrap_interval_of_sums(
+        change,
+        np.hstack([_gaps(confidence, credit, bins), _gaps(base_confidence, base_credit, bins)]),
+        rng=rng,
+        level=level,
+        unit="share",
+        strata=strata,
+        replicates=replicates,
     )
     return _pivotal(plain, -1.0)
 
@@ -106,12 +110,18 @@ def _checked(confidences: ArrayLike, credits: ArrayLike) -> tuple[Array, Array]:
     return np.atleast_2d(confidence), np.atleast_2d(credit)
 
 
-def _error(bin_index: NDArray[np.intp], gaps: Array, bins: int) -> Array:
-    """ECE of each row, (S,)."""
-    seeds, problems = gaps.shape
-    places = (bin_index + bins * np.arange(seeds)[:, None]).ravel()
-    sums = np.bincount(places, weights=gaps.ravel(), minlength=seeds * bins).reshape(seeds, bins)
-    return np.asarray(np.abs(sums).sum(axis=1) / problems)
+def _gaps(confidence: Array, credit: Array, bins: int) -> Array:
+    """(P, S · bins): each problem's credit minus confidence in the bin of its confidence, 0 in the others."""
+    seeds, problems = confidence.shape
+    table = np.zeros((problems, seeds, bins))
+    index = calibration_bins(confidence, bins)
+    np.put_along_axis(table, index.T[..., None], (credit - confidence).T[..., None], axis=2)
+    return table.reshape(problems, seeds * bins)
+
+
+def _error(sums: Array, seeds: int, problems: int) -> Array:
+    """(R, S): ECE of each replicate and seed from the sums of `_gaps` over its problems."""
+    return np.asarray(np.abs(sums.reshape(len(sums), seeds, -1)).sum(axis=2) / problems)
 
 
 def _pivotal(plain: Estimate, lowest: float) -> Estimate:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,15 +11,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, special
 
+from bsharp.statistics.resampling import Strata, resampled_rows, resampled_sums, strata_groups
+
 __all__ = [
     "ONE_SEED",
     "Estimate",
     "bootstrap_interval",
+    "bootstrap_interval_of_sums",
     "format_share",
     "paired_difference",
     "problem_and_seed_interval",
-    "resample_indices",
-    "strata_groups",
 ]
 
 Array = NDArray[np.float64]
@@ -79,7 +80,7 @@ def problem_and_seed_interval(
     rng: np.random.Generator,
     level: float = 0.95,
     unit: str = "share",
-    strata: Sequence[Hashable] | None = None,
+    strata: Strata | None = None,
     bounds: tuple[float, float] | None = None,
     share_difference: bool = False,
     replicates: int = 2000,
@@ -147,7 +148,7 @@ def paired_difference(
     rng: np.random.Generator,
     level: float = 0.95,
     unit: str = "share",
-    strata: Sequence[Hashable] | None = None,
+    strata: Strata | None = None,
     share_difference: bool = False,
     replicates: int = 2000,
 ) -> Estimate:
@@ -178,7 +179,7 @@ def bootstrap_interval(
     rng: np.random.Generator,
     level: float = 0.95,
     unit: str = "",
-    strata: Sequence[Hashable] | None = None,
+    strata: Strata | None = None,
     bounds: tuple[float, float] | None = None,
     replicates: int = 2000,
 ) -> Estimate:
@@ -190,23 +191,81 @@ def bootstrap_interval(
     little wide. Replicates in which the statistic is undefined (NaN) are left out; the note says how many. Undefined on
     the data themselves, or fewer than 2 problems: NaN with a note.
     """
+    groups, pooled = _bootstrap_groups(strata, problems, level)
+    return _from_replicates(
+        statistic(np.arange(problems)),
+        lambda: np.array([_seed_mean(statistic(row)) for row in resampled_rows(groups, replicates, rng)]),
+        groups,
+        pooled,
+        level,
+        unit,
+        bounds,
+    )
+
+
+def bootstrap_interval_of_sums(
+    statistic: Callable[[Array], Array],
+    values: Array,
+    *,
+    rng: np.random.Generator,
+    level: float = 0.95,
+    unit: str = "",
+    strata: Strata | None = None,
+    bounds: tuple[float, float] | None = None,
+    replicates: int = 2000,
+) -> Estimate:
+    """`bootstrap_interval` of a statistic that needs nothing but the sums over problems of K numbers, all replicates at once.
+
+    `statistic(sums)` gets (R, K), the sums of the columns of `values` (P, K) over the problems of R replicates, and returns
+    (R, S), one number per replicate and seed.
+    """
+    problems = len(values)
+    groups, pooled = _bootstrap_groups(strata, problems, level)
+    return _from_replicates(
+        statistic(values.sum(axis=0, keepdims=True))[0] if problems else (),
+        lambda: statistic(resampled_sums(groups, values, replicates, rng)).mean(axis=1),
+        groups,
+        pooled,
+        level,
+        unit,
+        bounds,
+    )
+
+
+def _bootstrap_groups(strata: Strata | None, problems: int, level: float) -> tuple[list[NDArray[np.intp]], bool]:
     _check_level(level)
     if problems < 1:
         raise ValueError("bootstrap_interval needs at least one problem, got none")
-    per_seed = np.atleast_1d(np.asarray(statistic(np.arange(problems)), dtype=np.float64))
+    return ([np.arange(1)], False) if problems < 2 else strata_groups(strata, problems)
+
+
+def _seed_mean(statistic: float | ArrayLike) -> float:
+    return float(np.asarray(statistic, dtype=np.float64).mean())
+
+
+def _from_replicates(
+    observed: float | ArrayLike,
+    resample: Callable[[], Array],
+    groups: Sequence[NDArray[np.intp]],
+    pooled: bool,
+    level: float,
+    unit: str,
+    bounds: tuple[float, float] | None,
+) -> Estimate:
+    """The interval around the statistic `observed` on all problems from its means over seeds in the replicates."""
+    per_seed = np.atleast_1d(np.asarray(observed, dtype=np.float64))
+    problems = sum(map(len, groups))
     estimate = float(per_seed.mean())
     if not math.isfinite(estimate):
         return Estimate(math.nan, math.nan, math.nan, problems, unit, "undefined on these data")
     if problems < 2:
         return Estimate(estimate, math.nan, math.nan, problems, unit, "one problem: no interval")
-    groups, pooled = strata_groups(strata, problems)
     notes = [POOLED_STRATA] if pooled else []
-    indices = resample_indices(groups, replicates, rng)
-    resampled = np.array([float(np.asarray(statistic(row), dtype=np.float64).mean()) for row in indices])
+    resampled = resample()
     defined = resampled[np.isfinite(resampled)]
-    if len(defined) < replicates:
-        notes.append(f"undefined in {replicates - len(defined)} of {replicates} bootstrap replicates")
-    if len(defined) < replicates / 2:
+    if len(defined) < len(resampled):
+        notes.append(f"undefined in {len(resampled) - len(defined)} of {len(resampled)} bootstrap replicates")
+    if len(defined) < len(resampled) / 2:
         return Estimate(estimate, math.nan, math.nan, problems, unit, "; ".join(notes))
     freedom = problems - len(groups)
     deviations = (defined - estimate) * math.sqrt(problems / freedom) * _t_over_z(level, freedom)
@@ -216,12 +275,6 @@ def bootstrap_interval(
     if bounds is not None:
         low, high = max(low, bounds[0]), min(high, bounds[1])
     return Estimate(estimate, low, high, problems, unit, "; ".join(notes))
-
-
-def resample_indices(groups: Sequence[NDArray[np.intp]], replicates: int, rng: np.random.Generator) -> NDArray[np.intp]:
-    """(replicates, P) problem indices drawn with replacement within each group; groups partition 0 … P-1."""
-    drawn = [group[rng.integers(0, len(group), size=(replicates, len(group)))] for group in groups]
-    return np.concatenate(drawn, axis=1)
 
 
 def format_share(estimate: Estimate, digits: int = 1, signed: bool = False) -> str:
@@ -246,22 +299,8 @@ def _seed_table(values: ArrayLike) -> tuple[Array, int]:
     return np.atleast_2d(table), len(table) if table.ndim == 2 else 0
 
 
-def strata_groups(strata: Sequence[Hashable] | None, problems: int) -> tuple[list[NDArray[np.intp]], bool]:
-    """Indices of each stratum, and whether strata were asked for but had to be pooled."""
-    if strata is None:
-        return [np.arange(problems)], False
-    if len(strata) != problems:
-        raise ValueError(f"strata need one label per problem, got {len(strata)} labels for {problems} problems")
-    members: dict[Hashable, list[int]] = {}
-    for index, label in enumerate(strata):
-        members.setdefault(label, []).append(index)
-    if min(len(group) for group in members.values()) < 2:
-        return [np.arange(problems)], True
-    return [np.asarray(group, dtype=np.intp) for group in members.values()], False
-
-
 def _problem_deviations(
-    table: Array, strata: Sequence[Hashable] | None, level: float, replicates: int, rng: np.random.Generator
+    table: Array, strata: Strata | None, level: float, replicates: int, rng: np.random.Generator
 ) -> tuple[Array, bool]:
     """Deviations of the mean over resampled problems, (replicates,), and whether strata had to be pooled."""
     means = table.mean(axis=0)
@@ -270,7 +309,7 @@ def _problem_deviations(
     for group in groups:
         centred[group] = (means[group] - means[group].mean()) * math.sqrt(len(group) / (len(group) - 1))
     centred *= _problem_share(table, groups) * _t_over_z(level, len(means) - len(groups))
-    return centred[resample_indices(groups, replicates, rng)].mean(axis=1), pooled
+    return resampled_sums(groups, centred[:, None], replicates, rng)[:, 0] / len(means), pooled
 
 
 def _problem_share(table: Array, groups: Sequence[NDArray[np.intp]]) -> float:

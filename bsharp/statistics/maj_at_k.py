@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["EXACT_SAMPLES", "maj_at_k", "maj_at_k_monte_carlo", "vote_share"]
+__all__ = ["EXACT_SAMPLES", "maj_at_k", "maj_at_k_monte_carlo", "maj_at_k_of_classes", "vote_share"]
 
 EXACT_SAMPLES = 128
 """Up to this many samples of a problem maj@k is exact; the cost of the enumeration grows about like n cubed."""
@@ -65,6 +65,66 @@ def maj_at_k_monte_carlo(
     sizes, worth, silent = _tally(answers, credits, ks)
     if draws < 2:
         raise ValueError(f"maj@k by Monte Carlo needs at least 2 draws, got {draws}")
+    return _by_drawing(sizes, worth, silent, ks, rng, draws)
+
+
+def maj_at_k_of_classes(
+    sizes: NDArray[np.int64],
+    worth: NDArray[np.float64],
+    silent: NDArray[np.int64],
+    ks: Sequence[int],
+    *,
+    rng: Callable[[int], np.random.Generator],
+    draws: int = 4096,
+) -> NDArray[np.float64]:
+    """maj@k of R problems from their classes of equal answers: (R, len(ks)), NaN where k exceeds a problem's samples.
+
+    `sizes` and `worth` (R, C) are the samples of each class and their mean credit, in any order, 0 beyond a problem's last
+    class; `silent` (R,) samples without an answer. Each row equals `maj_at_k`; `rng(row)` is called where that would need one.
+    Problems with the same sizes have the same probabilities, so time grows with the different multisets of sizes.
+    """
+    total = np.full((len(sizes), len(ks)), np.nan)
+    samples = sizes.sum(axis=1) + silent
+    for shape, rows in _alike(sizes, silent, np.flatnonzero((samples > 0) & (samples <= EXACT_SAMPLES))):
+        *known, unread = shape
+        usable = [k for k in ks if k <= sum(shape)]
+        wins = _win_probabilities(tuple(size for size in known if size), unread, max(usable, default=0))
+        table = np.zeros((max(known) + 1, len(usable)))
+        for size, probabilities in wins.items():
+            table[size] = probabilities[usable]
+        credit = np.zeros((len(rows), len(usable)))
+        for place in range(sizes.shape[1]):
+            credit += worth[rows, place, None] * table[sizes[rows, place]]
+        total[np.ix_(rows, [ks.index(k) for k in usable])] = credit
+    for row in np.flatnonzero(samples > EXACT_SAMPLES).tolist():
+        some = sizes[row] > 0
+        usable = [k for k in ks if k <= samples[row]]
+        classes = sizes[row, some].tolist(), worth[row, some].tolist(), int(silent[row])
+        total[row, [ks.index(k) for k in usable]] = _by_drawing(*classes, usable, rng(row), draws)[0]
+    return total
+
+
+def _alike(
+    sizes: NDArray[np.int64], silent: NDArray[np.int64], rows: NDArray[np.intp]
+) -> Iterator[tuple[list[int], NDArray[np.intp]]]:
+    """The rows by the multiset of their sizes: (sizes in order and the number of None, the rows that have them)."""
+    if not len(rows):
+        return
+    shapes = np.column_stack([np.sort(sizes[rows], axis=1), silent[rows]]).astype(np.uint8)  # up to EXACT_SAMPLES
+    kinds, kind, number = np.unique(shapes, axis=0, return_inverse=True, return_counts=True)
+    members = np.split(rows[np.argsort(kind.ravel(), kind="stable")], np.cumsum(number)[:-1])
+    yield from zip(kinds.tolist(), members, strict=True)
+
+
+def _by_drawing(
+    sizes: Sequence[int],
+    worth: Sequence[float],
+    silent: int,
+    ks: Sequence[int],
+    rng: np.random.Generator,
+    draws: int,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Estimates and standard errors, (len(ks),) each."""
     classes = len(sizes)
     labels = np.repeat(np.arange(classes + 1), [*sizes, silent])  # the last class is None
     orders = rng.permuted(np.tile(labels, (draws, 1)), axis=1)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 __all__ = ["repetition_rate"]
 
 
-def repetition_rate(token_ids: Sequence[int], n: int = 4) -> float:
+def repetition_rate(token_ids: Sequence[Hashable], n: int = 4) -> float:
     """Share of the n-grams of one completion that already occurred earlier in it: 1 - distinct n-grams / n-grams.
 
     This is seq-rep-n of arXiv 1908.04319 (section 6, rep-n in other papers), in [0, 1). `token_ids` (T,) is the whole response as

@@ -7,14 +7,17 @@ graded samples for a figure holds NaN there; the note of the figure's mean count
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bsharp.seeding import generator
+from bsharp.statistics.columns import PER_SAMPLE, Columns, Record, read_columns
+from bsharp.statistics.distinct import Classes, answer_classes
 from bsharp.statistics.intervals import Estimate, problem_and_seed_interval
 
 __all__ = [
@@ -23,9 +26,7 @@ __all__ = [
     "TOO_FEW_GRADED",
     "Record",
     "SampleTable",
-    "correctness",
     "distinct_answers",
-    "is_graded",
     "left_out",
     "linearised_ratio",
     "mean_where_defined",
@@ -37,9 +38,9 @@ __all__ = [
 ]
 
 Array = NDArray[np.float64]
-Record = Mapping[str, Any]
+Mask = NDArray[np.bool_]
+Codes = NDArray[np.int64]
 
-UNGRADED_STATUSES = ("timeout", "error")
 BOOTSTRAP_SEED = 0  # the figures of equal records are equal to the last digit
 TOO_FEW_GRADED = "too few graded samples"
 NOT_FINITE = "values that are not finite"
@@ -47,39 +48,57 @@ NOT_FINITE = "values that are not finite"
 
 @dataclass(frozen=True)
 class SampleTable:
-    """The samples of one model or regime: S seeds, P problems in the order of their ids, n samples each."""
+    """The samples of one model or regime: S seeds, P problems in the order of their ids, n samples each.
+
+    Arrays are (S, P, n), without the greedy completions, unless a comment says otherwise.
+    """
 
     name: str
     problem_ids: tuple[str, ...]
     families: tuple[str, ...]
-    records: tuple[tuple[tuple[Record, ...], ...], ...]  # (S, P, n), without the greedy ones
-    greedy: tuple[tuple[Record, ...], ...]  # (S, P); empty where no greedy completion was drawn
+    graded: Mask  # whether the grader could say anything: a timeout or an error says nothing
+    correct: Mask  # graded and right
+    unparseable: Mask
+    truncated: Mask
+    rewards: Array  # NaN where ungraded
+    exact_matches: Array  # NaN where ungraded
+    logprobs: Array  # nats of the whole response
+    base_logprobs: Array  # the same under the base; NaN where no base scored the sample
+    scored: Mask  # whether a base scored the sample
+    lengths: Array  # tokens
+    answers: Codes  # equal where answers are, within a problem; of models compared with each other too
+    answered: Mask  # whether the grade holds an answer
+    responses: Codes  # equal where token ids are
+    extra: Mapping[str, Array]
+    greedy_graded: Mask  # (S, P); (S, 0) where no greedy completion was drawn
+    greedy_correct: Mask
+    first: Columns  # of the first seed, for what belongs to a problem
 
     @property
     def seeds(self) -> int:
-        return len(self.records)
+        return len(self.graded)
 
     @property
     def samples(self) -> int:
-        return len(self.records[0][0])
+        return int(self.graded.shape[2])
+
+    @cached_property
+    def family_codes(self) -> NDArray[np.intp]:
+        """(P,): a number for each problem's family, for resampling within them."""
+        known: dict[str, int] = {}
+        return np.array([known.setdefault(family, len(known)) for family in self.families], dtype=np.intp)
 
     def labels(self, key: str) -> tuple[Any, ...]:
-        """(P,) of a field that belongs to the problem, such as its task, role or mode."""
-        return tuple(row[0][key] for row in self.records[0])
+        """(P,) of a field that belongs to the problem, such as its task, role or mode; KeyError where a record has none."""
+        return self.first.fact(key, [self.first.places[known] for known in self.problem_ids])
 
-    def array(self, field: Callable[[Record], float]) -> Array:
-        """(S, P, n) of any number a record holds."""
-        return np.array(
-            [[[field(record) for record in row] for row in seed] for seed in self.records], dtype=np.float64
+    @cached_property
+    def classes(self) -> Classes:
+        """The equal answers of each seed and problem, S · P rows: among its graded samples, unparseable ones left out."""
+        rows = (-1, self.samples)
+        return answer_classes(
+            self.answers.reshape(rows), (self.graded & self.answered).reshape(rows), self.correct.reshape(rows)
         )
-
-    def by_problem(self, figure: Callable[[Sequence[Record]], float]) -> Array:
-        """(S, P) of any number of a problem's n samples."""
-        return np.array([[figure(row) for row in seed] for seed in self.records], dtype=np.float64)
-
-    def base_logprobs(self) -> Array:
-        """(S, P, n), nats of the whole response; NaN where no base scored the sample."""
-        return self.array(lambda r: np.nan if r["base_logprob"] is None else r["base_logprob"])
 
     def require_paired(self, other: SampleTable) -> None:
         """Raise ValueError unless both models met the same problems with the same number of samples."""
@@ -96,60 +115,74 @@ class SampleTable:
                 )
 
 
-def is_graded(record: Record) -> bool:
-    """Whether the grader could say anything: a timeout or an error says nothing."""
-    return record["reward"] is not None and record["status"] not in UNGRADED_STATUSES
+def distinct_answers(table: SampleTable) -> Array:
+    """(S, P): number of different answers among the graded samples, unparseable ones not counted; NaN where none is graded."""
+    found = table.classes.number.reshape(table.graded.shape[:2])
+    return np.where(table.graded.any(-1), found, np.nan)
 
 
-def correctness(record: Record) -> float:
-    """1 for a right answer, 0 for any other, NaN where the grader could not say."""
-    return float(record["status"] == "correct") if is_graded(record) else np.nan
+def sample_table(
+    records_by_seed: Sequence[Iterable[Record]],
+    name: str,
+    extra: Mapping[str, Callable[[Record], float]] | None = None,
+) -> SampleTable:
+    """The records of every seed in order; `name` is what error messages call the model. Each record is read once and let go.
 
-
-def distinct_answers(samples: Sequence[Record]) -> float:
-    """Number of different answers among a problem's graded samples, unparseable ones not counted; NaN where none is graded."""
-    graded = [record["answer"] for record in samples if is_graded(record)]
-    return float(len(set(graded) - {None})) if graded else np.nan
-
-
-def sample_table(records_by_seed: Sequence[Sequence[Record]], name: str) -> SampleTable:
-    """The records of every seed in order; `name` is what error messages call the model.
-
-    The order of the records is free. Raises ValueError for no seed or no sample, a repeated or missing record, problems that
-    differ between seeds, unequal numbers of samples, and greedy completions of only some problems.
+    The order of the records is free. `extra` are further numbers of a record, by name. Raises ValueError for no seed or no
+    sample, a repeated or missing record, problems that differ between seeds, unequal numbers of samples, and greedy completions
+    of only some problems.
     """
-    if not records_by_seed or not all(records_by_seed):
+    if not records_by_seed or any(isinstance(records, Sized) and not len(records) for records in records_by_seed):
         raise ValueError(f"{name}: no records for at least one seed; evaluate every seed first")
-    tables = [_by_problem(records, f"{name}, seed {index}") for index, records in enumerate(records_by_seed)]
-    ids = sorted(tables[0])
-    for index, table in enumerate(tables[1:], start=1):
-        _require_equal_problems(ids, sorted(table), f"{name}, seed 0", f"{name}, seed {index}")
-    sizes = {len(samples) for table in tables for samples, _ in table.values()}
-    if len(sizes) > 1:
+    seeds = [read_columns(records, f"{name}, seed {index}", extra) for index, records in enumerate(records_by_seed)]
+    ids = sorted(seeds[0].places)
+    for index, columns in enumerate(seeds[1:], start=1):
+        _require_equal_problems(ids, sorted(columns.places), f"{name}, seed 0", f"{name}, seed {index}")
+    sizes = [int(size) for columns in seeds for size in (columns.sizes.min(), columns.sizes.max())]
+    if min(sizes) < max(sizes):
         raise ValueError(
             f"{name}: problems have between {min(sizes)} and {max(sizes)} samples; every problem needs the same number"
         )
-    greedy = tuple(
-        tuple(found for problem_id in ids if (found := table[problem_id][1]) is not None) for table in tables
-    )
-    if (drawn := sum(map(len, greedy))) not in (0, len(tables) * len(ids)):
-        raise ValueError(f"{name}: {drawn} greedy records for {len(tables) * len(ids)} problems; evaluate all or none")
-    records = tuple(tuple(table[problem_id][0] for problem_id in ids) for table in tables)
+    drawn = sum(len(columns.greedy_places) for columns in seeds)
+    if drawn not in (0, len(seeds) * len(ids)):
+        raise ValueError(f"{name}: {drawn} greedy records for {len(seeds) * len(ids)} problems; evaluate all or none")
+    orders = [np.array([columns.places[known] for known in ids], dtype=np.intp) for columns in seeds]
+
+    def stacked(key: str) -> NDArray[Any]:
+        shape = (len(ids), sizes[0])
+        # Taken out, so that no column is there twice.
+        return np.stack([c.samples.pop(key).reshape(shape)[order] for c, order in zip(seeds, orders, strict=True)])
+
+    def greedy(key: str) -> Mask:
+        found = np.zeros((len(seeds), len(ids) if drawn else 0), dtype=np.bool_)
+        for row, columns, order in zip(found, seeds, orders, strict=True):
+            by_place = np.empty_like(row)
+            by_place[columns.greedy_places] = getattr(columns, key)
+            row[:] = by_place[order] if drawn else ()
+        return found
+
     return SampleTable(
         name=name,
         problem_ids=tuple(ids),
-        families=tuple(row[0]["family"] for row in records[0]),
-        records=records,
-        greedy=greedy if drawn else (),
+        families=seeds[0].fact("family", orders[0].tolist()),
+        extra={key: stacked(key) for key in extra or {}},
+        greedy_graded=greedy("greedy_graded"),
+        greedy_correct=greedy("greedy_correct"),
+        first=replace(seeds[0], samples={}),
+        **{key: stacked(key) for key in PER_SAMPLE},
     )
 
 
-def paired_tables(records_by_model: Mapping[str, Sequence[Sequence[Record]]], base: str) -> dict[str, SampleTable]:
-    """A table per model, each checked against the one named `base` where there is one.
+def paired_tables(
+    records_by_model: Mapping[str, Sequence[Iterable[Record]]],
+    base: str,
+    extra: Mapping[str, Callable[[Record], float]] | None = None,
+) -> dict[str, SampleTable]:
+    """A table per model, each checked against the one named `base` where there is one; `extra` as in `sample_table`.
 
     Raises ValueError as `sample_table` and `SampleTable.require_paired` do, and for a base of more than one seed.
     """
-    tables = {name: sample_table(records, name) for name, records in records_by_model.items()}
+    tables = {name: sample_table(records, name, extra) for name, records in records_by_model.items()}
     if base in tables:
         if tables[base].seeds > 1:
             raise ValueError(f"{base} has records of {tables[base].seeds} seeds; the base is evaluated once")
@@ -168,12 +201,11 @@ def means_without_grades(table: SampleTable) -> dict[str, Array]:
     | length | response tokens, EOS included |
     | truncated | share of samples cut at the token limit |
     """
-    logprobs = table.array(lambda r: r["logprob"])
     return {
-        "kl_to_base": (logprobs - table.base_logprobs()).mean(-1),
-        "negative_logprob": -logprobs.mean(-1),
-        "length": table.array(lambda r: r["length"]).mean(-1),
-        "truncated": table.array(lambda r: r["finish_reason"] == "length").mean(-1),
+        "kl_to_base": (table.logprobs - table.base_logprobs).mean(-1),
+        "negative_logprob": -table.logprobs.mean(-1),
+        "length": table.lengths.mean(-1),
+        "truncated": table.truncated.mean(-1),
     }
 
 
@@ -191,7 +223,7 @@ def linearised_ratio(numerators: Array, denominators: Array) -> Array:
 def mean_where_defined(
     values: Array,
     key: str,
-    families: Sequence[str],
+    families: Sequence[str] | NDArray[np.intp],
     unit: str,
     *,
     reason: str = TOO_FEW_GRADED,
@@ -201,18 +233,19 @@ def mean_where_defined(
 ) -> Estimate:
     """`problem_and_seed_interval` of `values` (S, P) or (P,) without the problems that have a NaN in any seed.
 
-    The note counts the problems left out and gives `reason`. Problems are resampled within `families` (P,) on a random
-    stream named by `key`. No problem has a value: NaN with the note.
+    The note counts the problems left out and gives `reason`. Problems are resampled within `families` (P,), names or
+    codes, on a random stream named by `key`. No problem has a value: NaN with the note.
     """
     defined = np.isfinite(values if values.ndim == 1 else values.sum(0))
     note = left_out(int((~defined).sum()), len(defined), reason)
     if not defined.any():
         return undefined(unit, note)
+    codes = families if isinstance(families, np.ndarray) else np.array(families, dtype=object)
     estimate = problem_and_seed_interval(
         values[..., defined],
         rng=generator(BOOTSTRAP_SEED, "interval", key),
         unit=unit,
-        strata=[families[place] for place in np.flatnonzero(defined).tolist()],
+        strata=codes[defined],
         bounds=bounds,
         share_difference=share_difference,
         replicates=replicates,
@@ -235,31 +268,6 @@ def noted(estimate: Estimate, note: str) -> Estimate:
 def left_out(missing: int, problems: int, reason: str) -> str:
     """The note on a figure that lacks `missing` of its problems; empty where none is missing."""
     return f"{missing} of {problems} problems left out: {reason}" if missing else ""
-
-
-def _by_problem(records: Sequence[Record], name: str) -> dict[str, tuple[tuple[Record, ...], Record | None]]:
-    """Problem id → (its samples in order, its greedy record or None)."""
-    known: dict[str, dict[int, Record]] = {}
-    greedy: dict[str, Record] = {}
-    for record in records:
-        problem_id, sample = record["problem_id"], record["sample"]
-        samples = known.setdefault(problem_id, {})
-        if (problem_id in greedy) if record["greedy"] else (sample in samples):
-            kind = "greedy record" if record["greedy"] else f"sample {sample}"
-            raise ValueError(f"{name}: {kind} of problem {problem_id} occurs twice; were two evaluations joined?")
-        if record["greedy"]:
-            greedy[problem_id] = record
-        else:
-            samples[sample] = record
-    if not any(known.values()):
-        raise ValueError(f"{name}: no sampled records; evaluate with at least one sample per problem")
-    for problem_id, samples in known.items():
-        if missing := set(range(len(samples))) - set(samples):
-            raise ValueError(f"{name}: problem {problem_id} lacks sample {min(missing)}; records are incomplete")
-    return {
-        problem_id: (tuple(samples[i] for i in range(len(samples))), greedy.get(problem_id))
-        for problem_id, samples in known.items()
-    }
 
 
 def _require_equal_problems(ours: Sequence[str], theirs: Sequence[str], our_name: str, their_name: str) -> None:

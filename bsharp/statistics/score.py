@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["reward_weighted_score"]
+__all__ = ["reward_weighted_score", "reward_weighted_scores"]
 
 
 def reward_weighted_score(logprobs: Sequence[float], rewards: Sequence[float], keys: Sequence[Hashable]) -> float:
@@ -29,7 +30,28 @@ def reward_weighted_score(logprobs: Sequence[float], rewards: Sequence[float], k
     distinct = list(first.values())
     logs = np.asarray(logprobs, dtype=np.float64)[distinct]
     values = np.asarray(rewards, dtype=np.float64)[distinct]
+    return float(_scores(logs[None], values[None])[0])
+
+
+def reward_weighted_scores(
+    logprobs: NDArray[np.float64], rewards: NDArray[np.float64], distinct: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """(R,): `reward_weighted_score` of R problems, all (R, n); `distinct` marks the samples that stand for their equals.
+
+    NaN where a problem has none. Non-finite values among them raise ValueError.
+    """
+    found = np.full(len(logprobs), np.nan)
+    numbers = distinct.sum(axis=1)
+    for number in np.unique(numbers[numbers > 0]).tolist():
+        rows = np.flatnonzero(numbers == number)
+        marked = distinct[rows]
+        found[rows] = _scores(logprobs[rows][marked].reshape(-1, number), rewards[rows][marked].reshape(-1, number))
+    return found
+
+
+def _scores(logs: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(R,) of distinct samples, (R, m) each."""
     if not (np.isfinite(logs).all() and np.isfinite(values).all()):
         raise ValueError("reward_weighted_score needs finite logprobs and rewards; leave out samples that have none")
-    weights = np.exp(logs - logs.max())
-    return float(weights @ values / weights.sum())
+    weights = np.exp(logs - logs.max(axis=1, keepdims=True))
+    return np.asarray((weights[:, None] @ values[..., None])[:, 0, 0] / weights.sum(axis=1))

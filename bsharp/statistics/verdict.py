@@ -6,14 +6,15 @@ Before it stands the question whether there is anything to compare: `nothing_to_
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bsharp.statistics.intervals import ONE_SEED, Estimate, resample_indices, strata_groups
+from bsharp.statistics.intervals import ONE_SEED, Estimate
+from bsharp.statistics.resampling import Strata, resample_indices, strata_groups
 
 __all__ = ["LEAST_SOLVED", "Answers", "Verdict", "gain_beyond_best", "nothing_to_compare"]
 
@@ -135,8 +136,8 @@ def gain_beyond_best(
     *,
     rng: np.random.Generator,
     level: float = 0.95,
-    test_strata: Sequence[Hashable] | None = None,
-    validation_strata: Sequence[Hashable] | None = None,
+    test_strata: Strata | None = None,
+    validation_strata: Strata | None = None,
     replicates: int = 4000,
 ) -> Verdict:
     """Mean test accuracy of task reward minus that of the rival with the highest mean validation accuracy.
@@ -196,8 +197,8 @@ def gain_beyond_best(
 def _replicates(
     test: Array,
     validation: Array,
-    test_strata: Sequence[Hashable] | None,
-    validation_strata: Sequence[Hashable] | None,
+    test_strata: Strata | None,
+    validation_strata: Strata | None,
     replicates: int,
     rng: np.random.Generator,
 ) -> tuple[Array, NDArray[np.intp]]:
@@ -226,9 +227,7 @@ def _stacked(arrays: Mapping[str, ArrayLike], split: str) -> Array:
     return np.stack(list(tables.values()))
 
 
-def _problem_draws(
-    values: Array, strata: Sequence[Hashable] | None, replicates: int, rng: np.random.Generator
-) -> Array:
+def _problem_draws(values: Array, strata: Strata | None, replicates: int, rng: np.random.Generator) -> Array:
     """(replicates, R): means over problems resampled within strata, the same problems for every regime."""
     seed_means = values.mean(axis=1)  # (R, P)
     problems = seed_means.shape[1]

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bsharp.statistics import expected_calibration_error
-from bsharp.statistics.calibration import calibration_error_change
+from bsharp.statistics import bootstrap_interval, expected_calibration_error
+from bsharp.statistics.calibration import calibration_bins, calibration_error_change
 
 
 def test_ece_is_the_weighted_gap_of_the_bins() -> None:
@@ -94,3 +94,35 @@ def test_the_interval_of_the_change_holds_the_change_of_a_source_that_became_ove
 def test_a_change_needs_a_base_on_the_same_problems() -> None:
     with pytest.raises(ValueError, match="base on the same problems, got 2 problems"):
         calibration_error_change([0.5, 0.5], [1.0, 1.0], [0.5], [1.0], rng=np.random.default_rng(0))
+
+
+def plain_errors(confidences: np.ndarray, credits: np.ndarray) -> np.ndarray:
+    """ECE of each row, bin by bin."""
+    index = calibration_bins(confidences)
+    gaps = [np.where(index == b, credits - confidences, 0.0).sum(axis=1) for b in range(10)]
+    return np.abs(gaps).sum(axis=0) / confidences.shape[1]
+
+
+def test_the_intervals_are_those_of_errors_computed_anew_on_every_resampled_set() -> None:
+    rng = np.random.default_rng(4)
+    ours, base = rng.random((2, 2, 60)), rng.random((2, 1, 60))
+    strata = ["ab"[place % 2] for place in range(60)]
+
+    def change(indices: np.ndarray) -> np.ndarray:
+        return plain_errors(*ours[..., indices]) - plain_errors(*base[..., indices])
+
+    for figure, statistic, least in (
+        (
+            expected_calibration_error(*ours, rng=np.random.default_rng(0), strata=strata, replicates=200),
+            lambda indices: plain_errors(*ours[..., indices]),
+            0.0,
+        ),
+        (
+            calibration_error_change(*ours, *base[:, 0], rng=np.random.default_rng(0), strata=strata, replicates=200),
+            change,
+            -1.0,
+        ),
+    ):
+        plain = bootstrap_interval(statistic, 60, rng=np.random.default_rng(0), strata=strata, replicates=200)
+        pivotal = np.clip([2 * plain.estimate - plain.high, 2 * plain.estimate - plain.low], least, 1.0)
+        assert (figure.estimate, figure.low, figure.high) == pytest.approx((plain.estimate, *pivotal), abs=1e-12)

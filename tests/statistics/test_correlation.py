@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from bsharp.statistics import within_problem_correlation
+from bsharp.statistics import bootstrap_interval, within_problem_correlation
 
 
 def samples(
@@ -108,3 +108,37 @@ def test_strata_hold_the_mix_of_families() -> None:
 def test_missing_rewards_are_refused() -> None:
     with pytest.raises(ValueError, match="finite"):
         within_problem_correlation([math.nan, 1.0], [0.0, 1.0], [0, 0], rng=np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_estimate_and_interval_are_those_of_plain_sums_over_resampled_problems(complete: bool) -> None:
+    rng = np.random.default_rng(3)
+    problems, seeds = np.repeat(np.arange(3, 15), 18), np.tile(np.repeat([0, 1, 2], 6), 12)
+    kept = np.ones(len(problems), dtype=bool) if complete else rng.random(len(problems)) < 0.5
+    problems, seeds = problems[kept], seeds[kept]
+    rewards, logs = rng.integers(0, 2, len(problems)).astype(float), -rng.exponential(9.0, len(problems))
+    strata = {problem: problem % 2 for problem in range(3, 15)}
+    moments = []
+    for problem in dict.fromkeys(problems.tolist()):
+        groups = [(problems == problem) & (seeds == seed) for seed in (0, 1, 2)]
+        found = [np.cov(rewards[g], logs[g]) if g.sum() > 1 else np.full((2, 2), np.nan) for g in groups]
+        moments.append(np.where(np.isnan(found), np.nanmean(found, axis=0), found))
+    table = np.array(moments)  # (problems, seeds, 2, 2)
+
+    def by_seed(indices: np.ndarray) -> np.ndarray:
+        sums = table[indices].sum(axis=0)
+        covariance, r, ell = (sums[:, a, b].mean() for a, b in ((0, 1), (0, 0), (1, 1)))
+        moved = sums[:, 0, 0] / r + sums[:, 1, 1] / ell
+        return covariance / math.sqrt(r * ell) * (1 - moved / 2) + sums[:, 0, 1] / math.sqrt(r * ell)
+
+    labels = [strata[problem] for problem in dict.fromkeys(problems.tolist())]
+    plain = bootstrap_interval(
+        by_seed, 12, rng=np.random.default_rng(0), strata=labels, bounds=(-1.0, 1.0), replicates=300
+    )
+    for ids, of in ((problems, seeds), (problems.tolist(), [str(seed) for seed in seeds.tolist()])):
+        figure = within_problem_correlation(
+            rewards, logs, ids, seeds=of, strata=strata, rng=np.random.default_rng(0), replicates=300
+        )
+        found = (figure.estimate, figure.low, figure.high)
+        assert found == pytest.approx((plain.estimate, plain.low, plain.high), rel=1e-9)
+        assert (figure.n, figure.note) == (plain.n, plain.note)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 from collections import Counter
 from itertools import combinations
 
@@ -9,6 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bsharp.statistics import maj_at_k, maj_at_k_monte_carlo, vote_share
+from bsharp.statistics.maj_at_k import EXACT_SAMPLES, maj_at_k_of_classes
+
+maj_module = importlib.import_module("bsharp.statistics.maj_at_k")  # the package names its function alike
 
 
 def by_brute_force(answers: list[str | None], credits: list[float], k: int) -> float:
@@ -114,3 +118,33 @@ def test_vote_share_counts_the_silent_in_the_denominator_only() -> None:
     assert vote_share(["4", "4", None, "5"], [1, 1, 0, 0]) == (0.5, 1.0)
     assert vote_share(["4", "5"], [1, 0]) == (0.5, 0.5)
     assert vote_share([None, None], [0, 0]) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("samples", [1, 7, 40, EXACT_SAMPLES, EXACT_SAMPLES + 1])
+def test_many_problems_at_once_have_the_maj_at_k_of_each(samples: int) -> None:
+    draw = np.random.default_rng(samples)
+    ks = [k for k in (1, 2, 4, 32, samples) if k <= samples]
+    problems = [draw.choice(["a", "b", "c", "d", None], samples - draw.integers(min(3, samples))) for _ in range(30)]
+    sizes, worth, expected = np.zeros((31, 4), dtype=np.int64), np.zeros((31, 4)), np.full((31, len(ks)), np.nan)
+    silent = np.zeros(31, dtype=np.int64)
+    for row, answers in enumerate(problems):  # the last problem has no sample at all
+        credits = draw.integers(0, 2, len(answers)).astype(float)
+        known = list(dict.fromkeys(answer for answer in answers.tolist() if answer is not None))
+        for place, answer in enumerate(known):
+            inside = answers == answer
+            sizes[row, place], worth[row, place] = inside.sum(), credits[inside].sum() / inside.sum()
+        silent[row] = sum(answer is None for answer in answers.tolist())
+        usable = [k for k in ks if k <= len(answers)]
+        found = maj_at_k(answers.tolist(), credits.tolist(), usable, rng=np.random.default_rng(row), draws=50)
+        expected[row, [ks.index(k) for k in usable]] = found
+    found = maj_at_k_of_classes(sizes, worth, silent, ks, rng=np.random.default_rng, draws=50)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_problems_of_equal_sizes_are_enumerated_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    enumerate_ = maj_module._win_probabilities
+    monkeypatch.setattr(maj_module, "_win_probabilities", lambda *shape: asked.append(shape) or enumerate_(*shape))
+    sizes = np.tile([[3, 1], [1, 3], [2, 2]], (100, 1))
+    maj_at_k_of_classes(sizes, np.ones((300, 2)), np.zeros(300, dtype=np.int64), [1, 4], rng=np.random.default_rng)
+    assert sorted(asked) == [((1, 3), 0, 4), ((2, 2), 0, 4)]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import math
+import itertools
 import random
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 from hand_made_records import answered, simulated
 
+from bsharp.statistics.columns import PER_SAMPLE
 from bsharp.statistics.samples import (
-    correctness,
     distinct_answers,
     linearised_ratio,
     mean_where_defined,
@@ -20,16 +22,92 @@ from bsharp.statistics.samples import (
 )
 
 
+def plainly(record: dict[str, Any]) -> dict[str, Any]:
+    """What the table says of a sample, by the definitions."""
+    graded = record["reward"] is not None and record["status"] not in ("timeout", "error")
+    return {
+        "graded": graded,
+        "correct": graded and record["status"] == "correct",
+        "unparseable": record["status"] == "unparseable",
+        "truncated": record["finish_reason"] == "length",
+        "rewards": record["reward"] if graded else np.nan,
+        "exact_matches": record["exact_match"] if graded else np.nan,
+        "logprobs": record["logprob"],
+        "base_logprobs": np.nan if record["base_logprob"] is None else record["base_logprob"],
+        "scored": record["base_logprob"] is not None,
+        "lengths": record["length"],
+        "answered": record["answer"] is not None,
+    }
+
+
 def test_the_table_holds_every_sample_once_in_order_and_greedy_records_apart() -> None:
-    records = simulated(0)
-    table = sample_table([random.Random(1).sample(records, len(records)), records], "model")
+    first, second = simulated(0, ungraded=0.2), simulated(1, ungraded=0.2)
+    second[3] |= {"base_logprob": None}
+    table = sample_table([iter(random.Random(1).sample(first, len(first))), second], "model")
     assert (table.seeds, len(table.problem_ids), table.samples) == (2, 24, 8)
+    for seed, records in enumerate((first, second)):
+        sampled = [record for record in records if not record["greedy"]]
+        for key in PER_SAMPLE:
+            if key not in ("answers", "responses"):
+                found = getattr(table, key)[seed].ravel()
+                np.testing.assert_array_equal(found, [plainly(record)[key] for record in sampled])
+        greedy = [plainly(record) for record in records if record["greedy"]]
+        assert table.greedy_graded[seed].tolist() == [record["graded"] for record in greedy]
+        assert table.greedy_correct[seed].tolist() == [record["correct"] for record in greedy]
+    bare = sample_table([[record for record in first if not record["greedy"]]], "model")
+    assert bare.greedy_graded.shape == bare.greedy_correct.shape == (1, 0)
+    assert table.labels("difficulty") == tuple(1 + place % 2 for place in range(24))
+    assert table.family_codes.tolist() == [place % 3 for place in range(24)]
+    with pytest.raises(KeyError, match="task"):
+        sample_table([[{k: v for k, v in r.items() if k != "task"} for r in first]], "model").labels("task")
+
+
+def test_answers_and_responses_have_equal_codes_exactly_where_they_are_equal() -> None:
+    records = simulated(0)
+    # Other models' codes of answers are comparable; ids may be given as the text of their list.
+    texts = [record | {"token_ids": ", ".join(map(str, record["token_ids"]))} for record in records]
+    plain, as_text = sample_table([records], "model"), sample_table([texts], "model")
+    assert np.array_equal(plain.answers, as_text.answers)
     sampled = [record for record in records if not record["greedy"]]
-    assert [record for row in table.records[0] for record in row] == sampled
-    assert np.array_equal(table.array(lambda r: r["length"])[1].ravel(), [r["length"] for r in sampled])
-    assert [list(row) for row in table.greedy] == [[record for record in records if record["greedy"]]] * 2
-    assert sample_table([sampled], "model").greedy == ()
-    assert table.labels("difficulty") == tuple(row[0]["difficulty"] for row in table.records[1])
+    for table in (plain, as_text):
+        for key, codes in (("answer", table.answers), ("token_ids", table.responses)):
+            for start in range(0, len(sampled), 8):
+                group, found = sampled[start : start + 8], codes.ravel()[start : start + 8].tolist()
+                for (one, a), (other, b) in itertools.combinations(zip(group, found, strict=True), 2):
+                    assert (one[key] == other[key]) == (a == b)
+
+
+def test_extra_figures_of_a_record_stand_where_its_sample_stands() -> None:
+    records = simulated(2)
+    shuffled = random.Random(0).sample(records, len(records))
+    table = sample_table([shuffled], "model", {"ids": lambda record: float(sum(record["token_ids"]))})
+    expected = [sum(record["token_ids"]) for record in records if not record["greedy"]]
+    assert table.extra["ids"].ravel().tolist() == expected
+
+
+def test_a_table_reads_each_record_once_and_holds_a_bounded_number_of_them() -> None:
+    alive = 0
+    most = 0
+
+    class Counted(dict[str, Any]):
+        def __init__(self, *content: Any) -> None:
+            nonlocal alive, most
+            super().__init__(*content)
+            alive += 1
+            most = max(most, alive)
+
+        def __del__(self) -> None:
+            nonlocal alive
+            alive -= 1
+
+    def produced() -> Iterator[dict[str, Any]]:
+        for record in answered([["7", "8", None, "8"]] * 2500):
+            yield Counted(record)
+
+    table = sample_table([produced()], "model")
+    assert table.graded.shape == (1, 2500, 4)
+    assert most <= 2 * 512 + 1
+    del table
 
 
 def test_records_that_do_not_make_a_table_are_refused() -> None:
@@ -87,11 +165,10 @@ def test_the_tables_of_all_models_are_paired_with_a_base_of_one_seed() -> None:
 
 
 def test_ungraded_samples_are_neither_right_nor_wrong_and_answer_nothing() -> None:
-    records = answered([["7", "8", None, "timeout"], ["timeout"] * 4])
-    assert [correctness(record) for record in records[:3]] == [1, 0, 0]
-    assert math.isnan(correctness(records[3]))
-    assert distinct_answers(records[:4]) == 2
-    assert math.isnan(distinct_answers(records[4:]))
+    table = sample_table([answered([["7", "8", None, "timeout"], ["timeout"] * 4])], "model")
+    assert table.correct[0].tolist() == [[True, False, False, False], [False] * 4]
+    assert table.graded[0].tolist() == [[True, True, True, False], [False] * 4]
+    np.testing.assert_array_equal(distinct_answers(table), [[2.0, np.nan]])
 
 
 def test_figures_without_grades_count_ungraded_samples_and_are_nan_only_where_no_base_scored() -> None:
@@ -101,7 +178,7 @@ def test_figures_without_grades_count_ungraded_samples_and_are_nan_only_where_no
     found = {key: value.item() for key, value in means_without_grades(sample_table([[first, second]], "model")).items()}
     assert found == {"kl_to_base": 1.25, "negative_logprob": 1.5, "length": 3.5, "truncated": 0.5}
     bare = sample_table([[record | {"base_logprob": None} for record in (first, second)]], "model")
-    assert np.isnan(bare.base_logprobs()).all()
+    assert np.isnan(bare.base_logprobs).all()
     assert [key for key, value in means_without_grades(bare).items() if np.isnan(value).any()] == ["kl_to_base"]
 
 
