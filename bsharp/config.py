@@ -113,8 +113,12 @@ class ChatConfig:
 class WeightsConfig:
     """In which precision weights are held, which of them train, and where the frozen base lives."""
 
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of weights and activations. Log-probabilities, adapters and the optimizer's weights stay in float32."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "float32"
+    """Precision of weights and activations. Log-probabilities, adapters and the optimizer's weights stay in float32. auto takes
+    the faster one, measured at the start and recorded: bfloat16 on a GPU, and on processors that have a unit for it."""
+    products: Literal["auto", "default", "onednn"] = "auto"
+    """Library of float32 matrix products on the CPU, exact either way. auto measures at the start which one this processor is
+    faster with, and the choice is recorded: the last bits of a run depend on it."""
     gradient_checkpointing: bool = False
     """Recompute the blocks' activations in the backward pass: less memory, about a third more time."""
     lora_rank: PositiveInt | None = None

@@ -10,6 +10,7 @@ from typing import Any
 from bsharp.config import CompareConfig, WatchConfig
 from bsharp.experiment.comparison import comparable_config, plan_jobs
 from bsharp.experiment.jobs import Event, Job, is_complete, run_jobs
+from bsharp.experiment.measured import settled
 from bsharp.experiment.run import check_same_run, validation_metrics
 from bsharp.experiment.setup import check_runnable, regimes_of
 from bsharp.experiment.workbench import workbench_of
@@ -36,7 +37,12 @@ def tune(
     at which no seed was stopped (null where every rate was); `common` the rate with the highest mean over all regimes.
     """
     regimes = regimes_of(config)
-    config = dataclasses.replace(config, workers=config.workers or default_workers(config.device), learning_rates={})
+    config = dataclasses.replace(
+        config,
+        workers=config.workers or default_workers(config.device),
+        learning_rates={},
+        weights=settled(config.weights, config.model, config.device, out),
+    )
     bench = workbench_of(config)
     jobs: list[Job] = []
     for rate in grid:

@@ -13,7 +13,7 @@ from torch import Tensor
 from bsharp.generation.interface import GenerationRequest
 from bsharp.generation.sampling import request_uniforms
 
-__all__ = ["Segment", "distinct_prompts", "fill_holes", "micro_batches", "pad_left", "row_uniforms"]
+__all__ = ["Segment", "distinct_prompts", "fill_holes", "micro_batches", "pad_left", "row_uniforms", "split_segments"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,25 @@ def micro_batches(
             rows += count
     if batch:
         yield batch
+
+
+def split_segments(segments: Sequence[Segment], pieces: int) -> list[list[Segment]]:
+    """The rows of a micro-batch in at most so many pieces of about equally many rows, in order; a request is cut only where
+    there are fewer requests than pieces."""
+    if len(segments) < pieces:
+        segments = [
+            Segment(whole.request, whole.first + start, min(size, whole.count - start))
+            for whole in segments
+            for size in [-(-whole.count // pieces)]
+            for start in range(0, whole.count, size)
+        ]
+    rows = sum(segment.count for segment in segments)
+    dealt: list[list[Segment]] = [[] for _ in range(pieces)]
+    before = 0
+    for segment in segments:
+        dealt[min(pieces - 1, (before + segment.count // 2) * pieces // rows)].append(segment)
+        before += segment.count
+    return [piece for piece in dealt if piece]
 
 
 def distinct_prompts(

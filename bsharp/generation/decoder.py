@@ -11,12 +11,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bsharp.generation.batching import Segment, distinct_prompts, fill_holes, pad_left, row_uniforms
+from bsharp.generation.batching import Segment, distinct_prompts, fill_holes, pad_left, row_uniforms, split_segments
 from bsharp.generation.cache import deal_rows
 from bsharp.generation.interface import GenerationRequest, SamplingParams
 from bsharp.generation.local import LocalGenerator, Sampled, transformers_model
+from bsharp.generation.network_steps import NetworkSteps, StepWeights
 from bsharp.generation.sampling import choose_tokens
 from bsharp.generation.static import Capture, CudaGraphs, FixedShapeSteps, graphs_for, serves
+from bsharp.models.network import network_of
+from bsharp.models.parallel import run_pieces, threads_for_pieces
 from bsharp.types import Completion
 
 if TYPE_CHECKING:
@@ -66,9 +69,10 @@ class Decoder(LocalGenerator):
     padded on the left under an attention mask with explicit positions. Finished rows leave the batch. Memory grows
     with max_rows × (prompt + new tokens).
 
+    On the CPU the families that `network_of` reads decode with their weights alone (`bsharp.generation.network_steps`).
     On CUDA the steps have fixed shapes and are captured as CUDA graphs (`bsharp.generation.static`); `capture` asks for
-    fixed shapes on any device and says how steps are captured. A model that fixed shapes do not serve, and the CPU,
-    decode in steps that grow. Equal calls on equal threads are equal bit for bit.
+    fixed shapes on any device and says how steps are captured. Everything else decodes in steps that grow, through the model's
+    own modules. Equal calls on equal threads are equal bit for bit.
     """
 
     def __init__(
@@ -87,25 +91,59 @@ class Decoder(LocalGenerator):
         self._capture = capture
         self._graphs: CudaGraphs | None = None
         self._fixed: FixedShapeSteps | None = None
+        self._weights: StepWeights | None = None
 
     def generate(self, requests: Sequence[GenerationRequest], params: SamplingParams) -> list[tuple[Completion, ...]]:
-        """As `LocalGenerator.generate`. Buffers of fixed shape are made for the call and freed after it."""
+        """As `LocalGenerator.generate`. Copies of weights and buffers of fixed shape are made for the call and freed after it."""
+        network = None if self._capture else network_of(self._language_model.model)
         try:
+            self._weights = None if network is None else StepWeights(network)
             return super().generate(requests, params)
         finally:
-            self._fixed = None
+            self._fixed = self._weights = None
 
     def _decode(
         self, requests: Sequence[GenerationRequest], segments: Sequence[Segment], params: SamplingParams
     ) -> Sampled:
-        device, eos_token_ids = self._language_model.device, self._language_model.eos_token_ids
+        weights = self._weights
+        if weights is None:
+            return self._decode_by_modules(requests, segments, params)
+        pieces = split_segments(segments, threads_for_pieces(weights.network.weight_bytes))
+        # Prompts are run by all threads together: their products are large.
+        prepared = [
+            (
+                NetworkSteps(weights, *distinct_prompts(requests, piece), params.max_new_tokens),
+                torch.from_numpy(row_uniforms(requests, piece, params.max_new_tokens)),
+            )
+            for piece in pieces
+        ]
+        return Sampled.joined(
+            run_pieces(lambda piece: self._draw(piece[0], piece[0].first_logits, piece[1], params), prepared)
+        )
+
+    def _decode_by_modules(
+        self, requests: Sequence[GenerationRequest], segments: Sequence[Segment], params: SamplingParams
+    ) -> Sampled:
+        """Through the model's own forward pass."""
+        device = self._language_model.device
         if self._fixed is None and self._takes_positions:
             self._fixed = self._fixed_shape_steps(requests, params)
         prompts, row_prompts = distinct_prompts(requests, segments)
         uniforms = torch.from_numpy(row_uniforms(requests, segments, params.max_new_tokens)).to(device)
+        batch, logits = self._prefill(prompts, torch.tensor(row_prompts, device=device), params.max_new_tokens)
+        return self._draw(batch, logits, uniforms, params)
+
+    def _draw(
+        self,
+        batch: NetworkSteps | _GrowingSteps | FixedShapeSteps,
+        logits: Float[Tensor, "B V"],
+        uniforms: Float[Tensor, "B T"],
+        params: SamplingParams,
+    ) -> Sampled:
+        """Token after token, from the logits of the first; rows that end leave."""
+        eos_token_ids = self._language_model.eos_token_ids
         num_rows, limit = uniforms.shape
-        batch, logits = self._prefill(prompts, torch.tensor(row_prompts, device=device), limit)
-        sampled = Sampled.nothing(num_rows, limit, logits.shape[-1], eos_token_ids, device)
+        sampled = Sampled.nothing(num_rows, limit, logits.shape[-1], eos_token_ids, uniforms.device)
         for step in range(limit):
             chosen, logprobs = choose_tokens(logits, uniforms[batch.rows, step], params, eos_token_ids)
             ended = sampled.record(batch.rows, step, chosen, logprobs)

@@ -45,6 +45,16 @@ class Sampled:
         logprobs = torch.zeros((rows, limit), dtype=torch.float64, device=device)
         return cls(tokens, logprobs, torch.full((rows,), limit, device=device), is_eos)
 
+    @classmethod
+    def joined(cls, pieces: Sequence[Sampled]) -> Sampled:
+        """The rows of all pieces, in order."""
+        if len(pieces) == 1:
+            return pieces[0]
+        tokens, logprobs, lengths = (
+            torch.cat([getattr(piece, name) for piece in pieces]) for name in ("tokens", "logprobs", "lengths")
+        )
+        return cls(tokens, logprobs, lengths, pieces[0].is_eos)
+
     def record(
         self, rows: Int[Tensor, " rows"], step: int, chosen: Int[Tensor, " rows"], logprobs: Float[Tensor, " rows"]
     ) -> Bool[Tensor, " rows"]:

@@ -13,6 +13,8 @@ from bsharp.generation.interface import LogitsError, SamplingParams
 
 __all__ = ["choose_tokens", "request_uniforms"]
 
+BLOCK = 256
+"""Tokens that are searched one by one once their block is known."""
 ENTRIES_AT_ONCE = 2**25
 """Logits turned into probabilities at once: rows of a large vocabulary are taken in parts, in at most 1 GB of memory."""
 
@@ -56,23 +58,59 @@ def _choose(
             scaled = scaled / params.temperature
         if params.top_k is not None or params.top_p < 1.0:
             scaled = _restrict(scaled, params.top_p, params.top_k)
-    relative = scaled - scaled.amax(-1, keepdim=True)
+    largest = scaled.amax(-1, keepdim=True)
+    weights = (scaled - largest).exp_()
     if params.greedy:
-        tokens = relative.argmax(-1, keepdim=True)
-        total = relative.exp().sum(-1, keepdim=True, dtype=torch.float64)
+        tokens, total = scaled.argmax(-1, keepdim=True), weights.sum(-1, keepdim=True, dtype=torch.float64)
     else:
-        cumulative = relative.exp().cumsum(-1, dtype=torch.float64)
-        total = cumulative[:, -1:]
-        # u ≤ 1 − 2⁻⁵³ and total ≥ 1, so in fp64 u·total stays below total. The first entry that exceeds it is then a
-        # strict increase of the sum: a token of probability 0 is never drawn.
-        tokens = torch.searchsorted(cumulative, uniforms[:, None] * total, right=True)
+        tokens, total = _invert(weights, uniforms[:, None])
     if not bool(torch.isfinite(total).all()):
         raise LogitsError(
             "the model's logits give no distribution (NaN, +inf, or every token masked); "
             "check that its weights are finite, or lower the learning rate if training made them so"
         )
-    logprobs = relative.gather(-1, tokens).double() - total.log()
+    logprobs = (scaled.gather(-1, tokens) - largest).double() - total.log()
     return tokens.squeeze(-1), logprobs.squeeze(-1)
+
+
+def _invert(
+    weights: Float[Tensor, "B V"], uniforms: Float[Tensor, "B 1"]
+) -> tuple[Int[Tensor, "B 1"], Float[Tensor, "B 1"]]:
+    """The first token whose running sum of weights, in fp64, exceeds u times their sum, and that sum.
+
+    A large vocabulary is searched in two steps, first for the block and then within it: the running sum of the whole row, in
+    fp64, would cost more than everything else of a step. Blocks of 256 weights are summed in fp32, pairwise, to 1e-7.
+    """
+    vocabulary = weights.shape[-1]
+    if vocabulary <= 4 * BLOCK:
+        return _first_beyond(weights.cumsum(-1, dtype=torch.float64), uniforms)
+    whole = vocabulary - vocabulary % BLOCK
+    blocks = weights[:, :whole].reshape(len(weights), -1, BLOCK).sum(-1)
+    if whole < vocabulary:
+        blocks = torch.cat([blocks, weights[:, whole:].sum(-1, keepdim=True)], dim=-1)
+    blocks = blocks.double()
+    running = blocks.cumsum(-1)
+    block, total = _first_beyond(running, uniforms)
+    block = block.clamp(max=blocks.shape[-1] - 1)  # of a row that is no distribution
+    wanted = uniforms * total - (running.gather(-1, block) - blocks.gather(-1, block))
+    inside = block * BLOCK + torch.arange(BLOCK, device=weights.device)
+    own = weights.gather(-1, inside.clamp(max=vocabulary - 1)).double()
+    own[inside >= vocabulary] = 0.0
+    within = own.cumsum(-1)
+    # As a share: the two sums of a block differ in their last bits.
+    share = (wanted / blocks.gather(-1, block)).clamp(0.0, 1.0 - 2.0**-53)
+    place, _ = _first_beyond(within, share)
+    return (block * BLOCK + place).clamp(max=vocabulary - 1), total
+
+
+def _first_beyond(
+    running: Float[Tensor, "B N"], uniforms: Float[Tensor, "B 1"]
+) -> tuple[Int[Tensor, "B 1"], Float[Tensor, "B 1"]]:
+    """The first place at which a running sum exceeds u times the whole, and the whole."""
+    total = running[:, -1:]
+    # u ≤ 1 − 2⁻⁵³ and a positive total, so in fp64 u·total stays below total. The first entry that exceeds it is then a
+    # strict increase of the sum: a token of probability 0 is never drawn.
+    return torch.searchsorted(running, uniforms * total, right=True), total
 
 
 def _restrict(scaled: Float[Tensor, "B V"], top_p: float, top_k: int | None) -> Float[Tensor, "B V"]:

@@ -15,6 +15,12 @@ from torch import Tensor
 from bsharp.masking import gather_token_logprobs
 from bsharp.models.head import CHUNK_BYTES, LinearHead, chunked_logprobs, inner_model, linear_head
 from bsharp.models.loading import LanguageModel
+from bsharp.models.network import network_of
+from bsharp.models.packed import hidden_states
+from bsharp.models.packing import pack
+from bsharp.models.parallel import run_pieces, threads_for_pieces
+from bsharp.models.products import fast_products
+from bsharp.models.scored_head import score_tokens
 
 __all__ = ["ForwardResult", "forward_responses", "response_logprobs", "scoring_microbatches"]
 
@@ -280,6 +286,22 @@ def response_logprobs(
     """`forward_responses` without gradients, in micro-batches; 0 outside the mask."""
     double = language_model.model.dtype == torch.float64
     result = torch.zeros(response_mask.shape, dtype=torch.float64 if double else torch.float32)
+    network = network_of(language_model.model)
+    if network is not None:
+        masked = language_model.eos_token_ids if fixed_length else ()
+
+        def score(batches: list[list[int]]) -> None:
+            for rows in batches:
+                packing = pack(network, prompt_token_ids, response_token_ids, response_mask, [rows])
+                hidden = hidden_states(network, packing).index_select(0, packing.predictor)
+                scored = score_tokens(hidden, network.head, packing.targets, temperature, masked)
+                result.view(-1)[packing.places] = scored.logprobs
+
+        batches = list(prompt_microbatches(prompt_token_ids, microbatch_rows))
+        threads = threads_for_pieces(network.weight_bytes)
+        with language_model.ready(), fast_products():
+            run_pieces(score, [batches[first::threads] for first in range(min(threads, len(batches)))])
+        return result
     lengths = response_mask.sum(-1).tolist()
     # Held over all of them: an offloaded model comes to its device once.
     with torch.inference_mode(), language_model.ready():
@@ -298,6 +320,16 @@ def response_logprobs(
             mask = response_mask[rows, :width]
             result[rows, :width] = torch.where(mask, part.token_logprobs.cpu(), 0.0).to(result.dtype)
     return result
+
+
+def prompt_microbatches(prompts: Sequence[Sequence[int]], microbatch_rows: int) -> Iterator[list[int]]:
+    """Row indices to pack together: the rows of a prompt one after the other, so that it is seldom run twice."""
+    by_prompt: dict[tuple[int, ...], list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        by_prompt.setdefault(tuple(prompt), []).append(row)
+    rows = [row for group in by_prompt.values() for row in group]
+    for start in range(0, len(rows), microbatch_rows):
+        yield rows[start : start + microbatch_rows]
 
 
 def scoring_microbatches(

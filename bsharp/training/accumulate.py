@@ -3,51 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from bsharp import algorithm
-from bsharp.config import AlgorithmConfig, SamplingConfig
-from bsharp.masking import masked_mean
+from bsharp.config import AlgorithmConfig
 from bsharp.models.loading import LanguageModel
-from bsharp.models.logprobs import ForwardResult, forward_responses, scoring_microbatches
+from bsharp.models.logprobs import scoring_microbatches
 from bsharp.models.stacked import NotSeparable, StackedParameters
-from bsharp.models.value_head import ValueHead
 from bsharp.rollouts import RolloutBatch
 from bsharp.statistics.gradient_noise import GradientNoise
 from bsharp.training.gradients import PartGradients
+from bsharp.training.passes import Critic, PackedPasses, Passes, StepSums, Update, trained_network
 
 __all__ = ["Critic", "Update", "accumulate_gradient"]
 
 STACKED_BYTES = 2**28
 """Gradients of single problems held at once; beyond it, where a model is large, there is nothing to gain by it either."""
-
-
-@dataclass
-class Critic:
-    """The value head and its own optimizer; the policy's optimizer never sees it."""
-
-    head: ValueHead
-    optimizer: torch.optim.Optimizer
-
-
-@dataclass(frozen=True)
-class Update:
-    """What the update needs besides the models: how rows become a loss, and in which pieces."""
-
-    algorithm: AlgorithmConfig
-    sampling: SamplingConfig
-    max_grad_norm: float
-    microbatch_rows: int = 64
-
-    @property
-    def generates(self) -> tuple[float, bool]:
-        """Temperature and fixed length: the distribution the rollouts were drawn from, and are scored under."""
-        return self.sampling.temperature, self.sampling.fixed_length
 
 
 def accumulate_gradient(
@@ -68,7 +42,7 @@ def accumulate_gradient(
     `gradient/variance_trace` tr Cov(ĝ) and `gradient/signal_squared` ‖E ĝ‖² are estimated from the gradient contribution of
     every single problem (of `variance_subbatches` parts where that is set) by the formula of `gradient_noise`, with shares
     of rows; a problem with too few valid rows for its advantage is none. Contributions come from backward passes of their
-    own, or from passes that keep them apart (`StackedParameters`) where the model allows it and no critic is trained.
+    own, or from passes that keep them apart (`PackedPasses`, `StackedParameters`) where the model allows it.
     The problems count as drawn at random: where families take turns, their differences count as noise. Under token_mean
     and batch_normalised the problems share a denominator, whose own noise is not seen.
 
@@ -81,22 +55,41 @@ def accumulate_gradient(
     if advantages.ndim == 1:
         advantages = advantages[:, None].expand(batch.mask.shape)
     parameters = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
-    sums, contributions = _Sums(batch, valid), PartGradients(parameters)
-    passes = _Passes(policy, batch, advantages, weights, update, sums, critic, values, returns)
+    sums, contributions = StepSums(batch, valid), PartGradients(parameters)
+    passes = Passes(policy, batch, advantages, weights, update, sums, critic, values, returns)
+    network = trained_network(policy, parameters)
+    packed = None if network is None else PackedPasses(passes, network)
     parts = list(_parts(batch, valid, problems, config.variance_subbatches))
     # Where no advantage differs from 0 there is no gradient to compute: such problems are only looked at.
     moving = batch.mask & (weights != 0) & (advantages != 0)
     silent = [part for part in parts if critic is None and not bool(moving[part].any())]
-    with torch.no_grad():
-        for rows in _microbatches(batch, [row for part in silent for row in part], update.microbatch_rows):
-            passes.forward(rows)
+    for rows in _microbatches(batch, [row for part in silent for row in part], update.microbatch_rows):
+        (packed or passes).look(rows)
     for part in silent:
         contributions.record(_comparable_rows(batch, part, config))
+    speaking = [part for part in parts if part not in silent]
+    if packed is not None:
+        rows_with_gradient = [_comparable_rows(batch, part, config) for part in speaking]
+        contributions.record_known(rows_with_gradient, packed.accumulate(speaking))
+        contributions.take(packed.gradients)
+    else:
+        _accumulate_plain(passes, speaking, parameters, contributions)
+    return sums.metrics(advantages, config) | _noise_metrics(contributions.finish(zeros=sums.tokens > 0))
+
+
+def _accumulate_plain(
+    passes: Passes,
+    parts: Sequence[list[int]],
+    parameters: Sequence[nn.Parameter],
+    contributions: PartGradients,
+) -> None:
+    """Backward passes through the policy's own modules: several parts at once where that keeps them apart, else each alone."""
+    batch, update, sums = passes.batch, passes.update, passes.sums
     # Recomputing a block in the backward pass would run it on the shared parameters.
-    recomputed = any(getattr(module, "gradient_checkpointing", False) for module in policy.model.modules())
-    bundled = critic is None and not recomputed
-    for bundle in _bundles(batch, [part for part in parts if part not in silent], parameters, update.microbatch_rows):
-        comparable = [_comparable_rows(batch, part, config) for part in bundle]
+    recomputed = any(getattr(module, "gradient_checkpointing", False) for module in passes.policy.model.modules())
+    bundled = passes.critic is None and not recomputed
+    for bundle in _bundles(batch, parts, parameters, update.microbatch_rows):
+        comparable = [_comparable_rows(batch, part, update.algorithm) for part in bundle]
         if bundled and len(bundle) > 1:
             stacked = StackedParameters(parameters, len(bundle))
             try:
@@ -111,81 +104,6 @@ def accumulate_gradient(
             for rows in _microbatches(batch, part, update.microbatch_rows):
                 sums.add("loss/policy", passes.backward(rows))
             contributions.record(rows_with_gradient)
-    return sums.metrics(advantages, config) | _noise_metrics(contributions.finish(zeros=sums.tokens > 0))
-
-
-@dataclass(frozen=True)
-class _Passes:
-    """Forward and backward passes over rows of one minibatch, whose weights in the loss are set already."""
-
-    policy: LanguageModel
-    batch: RolloutBatch
-    advantages: Float[Tensor, "B T"]
-    weights: Float[Tensor, "B T"]
-    update: Update
-    sums: _Sums
-    critic: Critic | None
-    values: Float[Tensor, "B T"] | None
-    returns: Float[Tensor, "B T"] | None
-
-    @property
-    def trains_head(self) -> bool:
-        """Whether the output layer gets a gradient, which is then kept apart through its plain linear map only."""
-        head = self.policy.model.get_output_embeddings()
-        return head is None or any(parameter.requires_grad for parameter in head.parameters())
-
-    def forward(self, rows: list[int], stacked: StackedParameters | None = None) -> ForwardResult:
-        width = max(1, int(self.batch.mask[rows].sum(-1).max()))
-        with stacked or nullcontext():
-            result = forward_responses(
-                self.policy,
-                [self.batch.prompt_token_ids[row] for row in rows],
-                self.batch.response_token_ids[rows, :width],
-                self.batch.mask[rows, :width],
-                *self.update.generates,
-                with_entropy=True,
-                with_hidden=self.critic is not None,
-                whole_logits=stacked is not None and self.trains_head,
-            )
-        self.sums.observe(rows, result)
-        return result
-
-    def backward(self, rows: list[int], stacked: StackedParameters | None = None) -> float:
-        """Add the gradient of these rows; returns their part of the policy's loss."""
-        result, config = self.forward(rows, stacked), self.update.algorithm
-        device, width = result.token_logprobs.device, result.token_logprobs.shape[1]
-        mask = self.batch.mask[rows, :width].to(device)
-        advantages = self.advantages[rows, :width].to(device)
-        before = self.batch.policy_logprobs[rows, :width].to(device)
-        terms = _loss_terms(result.token_logprobs, before, advantages, mask, config)
-        loss = algorithm.weighted_sum(terms, self.weights[rows, :width].to(device))
-        policy_loss = float(loss.detach())
-        if self.critic and result.hidden is not None and self.values is not None and self.returns is not None:
-            value_terms = algorithm.value_loss(
-                self.critic.head(result.hidden),
-                self.values[rows, :width].to(device),
-                self.returns[rows, :width].to(device),
-                mask,
-                config.value_clip,
-            )
-            # Token mean over the minibatch. The head reads detached states: this adds nothing to the policy's gradient.
-            value_loss = algorithm.weighted_sum(value_terms, mask / max(1, self.sums.tokens))
-            self.sums.add("loss/value", float(value_loss.detach()))
-            loss = loss + value_loss
-        torch.autograd.backward(loss)
-        return policy_loss
-
-
-def _loss_terms(
-    logprobs: Float[Tensor, "B T"],
-    before: Float[Tensor, "B T"],
-    advantages: Float[Tensor, "B T"],
-    mask: Bool[Tensor, "B T"],
-    config: AlgorithmConfig,
-) -> Float[Tensor, "B T"]:
-    if config.loss == "ppo_clip":
-        return algorithm.ppo_clip(logprobs, before, advantages, mask, config.clip_low, config.clip_high)[0]
-    return algorithm.reinforce(logprobs, advantages, mask)
 
 
 def _token_weights(batch: RolloutBatch, valid: Bool[Tensor, " B"], update: Update) -> Float[Tensor, "B T"]:
@@ -242,39 +160,6 @@ def _comparable_rows(batch: RolloutBatch, rows: list[int], config: AlgorithmConf
         return len(rows)
     sizes = torch.bincount(batch.group_index[rows]) if rows else torch.zeros(0)
     return int(sizes[sizes >= 2].sum())
-
-
-class _Sums:
-    """What the passes of one update showed: loss sums, and every token's log-probability and entropy, read at the end."""
-
-    def __init__(self, batch: RolloutBatch, valid: Bool[Tensor, " B"]) -> None:
-        self._mask = batch.mask & valid[:, None]
-        self.tokens = int(self._mask.sum())
-        self._batch = batch
-        self._logprobs = batch.policy_logprobs.clone()
-        self._entropy = torch.zeros(batch.mask.shape)
-        # Every key is there from the start: a minibatch without a valid row still logs all of them.
-        self._totals: dict[str, float] = {"loss/policy": 0.0}
-
-    def add(self, key: str, value: float) -> None:
-        self._totals[key] = self._totals.get(key, 0.0) + value
-
-    def observe(self, rows: list[int], result: ForwardResult) -> None:
-        logprobs = result.token_logprobs.detach().cpu()
-        self._logprobs[rows, : logprobs.shape[1]] = logprobs.to(self._logprobs.dtype)
-        if result.entropy is not None:
-            self._entropy[rows, : logprobs.shape[1]] = result.entropy.float().cpu()
-
-    def metrics(self, advantages: Float[Tensor, "B T"], config: AlgorithmConfig) -> dict[str, float]:
-        """Sums and token means; the ratio to the policy before the update and the mismatch to the sampler, under every loss."""
-        mask, batch = self._mask, self._batch
-        _, ratio = algorithm.ppo_clip(
-            self._logprobs, batch.policy_logprobs, advantages.cpu(), mask, config.clip_low, config.clip_high
-        )
-        trainer = self._logprobs if batch.trainer_logprobs is None else batch.trainer_logprobs
-        mismatch = algorithm.sampler_mismatch(trainer, batch.behaviour_logprobs, mask, config.importance_cap)
-        entropy = float(masked_mean(self._entropy.double(), mask)) if self.tokens else float("nan")
-        return self._totals | ratio.as_metrics() | mismatch | {"entropy/exact_nats_per_token": entropy}
 
 
 def _noise_metrics(noise: GradientNoise | None) -> dict[str, float]:

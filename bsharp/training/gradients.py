@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
+from bsharp.models.part_gradients import GradientSums
 from bsharp.statistics.gradient_noise import GradientNoise, gradient_noise
 
 __all__ = ["PartGradients"]
@@ -48,6 +49,15 @@ class PartGradients:
         for count, norm_squared in zip(rows, norms.double().square().sum(dim=0).tolist(), strict=True):
             self._note(count, norm_squared)
         self._add([None if contribution is None else contribution.sum(dim=0) for contribution in contributions])
+
+    def record_known(self, rows: Sequence[int], norms_squared: Sequence[float]) -> None:
+        """Parts whose squared norms are known and whose gradients come later, as sums, by `take`."""
+        for count, norm_squared in zip(rows, norms_squared, strict=True):
+            self._note(count, norm_squared)
+
+    def take(self, sums: GradientSums) -> None:
+        """Add gradients of any number of parts that are summed already."""
+        self._add([sums.get(parameter) for parameter in self._parameters])
 
     def discard(self) -> None:
         """Forget what the backward passes since the last part have left."""
