@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Decoder"]
 
+LEAST_WEIGHTS = 2**22
+"""Bytes of weights from which on the rows of a micro-batch are dealt to the threads."""
 CAPACITY_MULTIPLE = 64
 """Fixed shapes hold a multiple of this many tokens: attention kernels want aligned masks."""
 
@@ -108,7 +110,9 @@ class Decoder(LocalGenerator):
         weights = self._weights
         if weights is None:
             return self._decode_by_modules(requests, segments, params)
-        pieces = split_segments(segments, threads_for_pieces(weights.network.weight_bytes))
+        size = weights.network.weight_bytes
+        # Below, a step is so short that threads would wait for each other's Python.
+        pieces = split_segments(segments, threads_for_pieces(size) if size >= LEAST_WEIGHTS else 1)
         # Prompts are run by all threads together: their products are large.
         prepared = [
             (

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from bsharp.models.allocator import keep_freed_memory
 from bsharp.models.head import linear_head
 
 __all__ = ["Block", "Linear", "Network", "network_of", "without_network"]
@@ -108,6 +109,7 @@ def network_of(model: nn.Module) -> Network | None:
     if _disabled or getattr(model, "device", None) != torch.device("cpu"):
         return None
     if model not in _networks:
+        keep_freed_memory()
         with torch._C.DisableTorchFunction(), torch.inference_mode():
             _networks[model] = _checked(model)
     return _networks[model]

@@ -134,7 +134,7 @@ def backward(
     """
     with torch.no_grad(), fast_products():
         stream, of_stream = activations.last, of_hidden
-        of_stream = _norm_backward(of_stream, stream, network.final_norm, network.epsilon, sink)
+        of_stream = _norm_backward(of_stream, _normalised(stream, network.epsilon), network.final_norm, sink)
         for block in reversed(network.blocks):
             of_stream = _block_backward(
                 network, block, packing, activations.blocks.pop(), activations.rotation, of_stream, sink
@@ -184,22 +184,24 @@ def _block_backward(
     of_product = of_stream @ block.down.weight
     of_up = opened.mul_(of_product)
     of_gate = torch.ops.aten.silu_backward(of_product.mul_(kept.up), kept.gate)
-    normed = _norm(kept.middle, block.mlp_norm, network.epsilon)
+    known = _normalised(kept.middle, network.epsilon)
+    normed = known[0].to(of_stream.dtype) * block.mlp_norm
     _weight_gradient(block.gate, of_gate, normed, sink)
     _weight_gradient(block.up, of_up, normed, sink)
     of_normed = torch.addmm(of_gate @ block.gate.weight, of_up, block.up.weight)
-    of_middle = _norm_backward(of_normed, kept.middle, block.mlp_norm, network.epsilon, sink).add_(of_stream)
+    of_middle = _norm_backward(of_normed, known, block.mlp_norm, sink).add_(of_stream)
 
     _weight_gradient(block.output, of_middle, kept.attended.outputs, sink)
     of_query, of_key, of_value = _attend_backward(network, packing, kept.attended, of_middle @ block.output.weight)
     of_query = _rotated_backward(network, of_query, kept.query, block.query_norm, rotation.back_to_queries, sink)
     of_key = _rotated_backward(network, of_key, kept.key, block.key_norm, rotation.back_to_keys, sink)
-    normed = _norm(kept.inputs, block.attention_norm, network.epsilon)
+    known = _normalised(kept.inputs, network.epsilon)
+    normed = known[0].to(of_stream.dtype) * block.attention_norm
     of_normed = of_query @ block.query.weight
     of_normed.addmm_(of_key, block.key.weight).addmm_(of_value, block.value.weight)
     for linear, of_outputs in ((block.query, of_query), (block.key, of_key), (block.value, of_value)):
         _weight_gradient(linear, of_outputs, normed, sink)
-    return _norm_backward(of_normed, kept.inputs, block.attention_norm, network.epsilon, sink).add_(of_middle)
+    return _norm_backward(of_normed, known, block.attention_norm, sink).add_(of_middle)
 
 
 def _linear(inputs: Float[Tensor, "N J"], linear: Linear) -> Float[Tensor, "N K"]:
@@ -231,22 +233,24 @@ def _normalised(
 
 def _norm_backward(
     of_outputs: Float[Tensor, "... K"],
-    values: Float[Tensor, "... K"],
+    known: tuple[Float[Tensor, "... K"], Float[Tensor, "... 1"]],
     weight: Float[Tensor, " K"],
-    epsilon: float,
     sink: GradientSink,
 ) -> Float[Tensor, "... K"]:
-    """∂L/∂x = (n − x̂ · mean(n · x̂)) / √(mean x² + ε), with x̂ the normalised values and n = of_outputs · weight."""
-    normalised, inverse = _normalised(values, epsilon)
+    """∂L/∂x = (n − x̂ · mean(n · x̂)) / √(mean x² + ε), with x̂ the normalised values and n = of_outputs · weight.
+
+    `known` is what `_normalised` gave for x.
+    """
+    normalised, inverse = known
     terms = of_outputs * normalised  # float32 at least
     if weight.requires_grad:
         sink.vector(weight, terms.flatten(1, -2).sum(1) if terms.ndim > 2 else terms)
-    along = torch.mv(terms.flatten(0, -2), weight.to(terms.dtype)).div_(values.shape[-1]).view(inverse.shape)
+    along = torch.mv(terms.flatten(0, -2), weight.to(terms.dtype)).div_(weight.shape[-1]).view(inverse.shape)
     if of_outputs.dtype == terms.dtype:
         torch.mul(of_outputs, weight, out=terms)
     else:
         terms = (of_outputs * weight).to(terms.dtype)
-    return terms.addcmul_(normalised, along, value=-1.0).mul_(inverse).to(values.dtype)
+    return terms.addcmul_(normalised, along, value=-1.0).mul_(inverse).to(of_outputs.dtype)
 
 
 def _rotated(
@@ -278,7 +282,7 @@ def _rotated_backward(
 ) -> Float[Tensor, "N HK"]:
     result = _rotate(of_outputs.view(before.shape), *back)
     if norm_weight is not None:
-        result = _norm_backward(result, before, norm_weight, network.epsilon, sink)
+        result = _norm_backward(result, _normalised(before, network.epsilon), norm_weight, sink)
     return result.flatten(1)
 
 
