@@ -199,7 +199,7 @@ def summary(folder: Path, size: int) -> Stage:
     from bsharp.evaluation import summarize
     from bsharp.runlog import RunDirectory
 
-    return lambda: summarize([list(RunDirectory(folder).rows("records.jsonl"))])
+    return lambda: summarize([RunDirectory(folder).samples("records.jsonl")])
 
 
 def results(folder: Path, size: int) -> Stage:

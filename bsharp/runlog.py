@@ -11,19 +11,21 @@ run/
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import platform
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from bsharp.version import __version__
 
-__all__ = ["RunDirectory", "code_hash", "differences", "manifest"]
+__all__ = ["RunDirectory", "SampleFile", "code_hash", "differences", "manifest"]
 
 # What can change a figure. Tables and the command line are left out: a better table must not void a run.
 _RESULT_CODE = (
@@ -85,19 +87,11 @@ class RunDirectory:
         """The lines of `name`. A last line cut off by a crash is left out; a broken line elsewhere is an error. Bytes that
         are no UTF-8 become U+FFFD.
         """
-        path = self.path / name
-        if not path.exists():
-            return
-        with path.open(encoding="utf-8", errors="replace") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.endswith("\n"):
-                    return
-                try:
-                    yield json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise ValueError(
-                        f"{path}, line {number} is not JSON ({error}); restore or delete the file"
-                    ) from None
+        return _rows(self.path / name, json.loads)
+
+    def samples(self, name: str) -> SampleFile:
+        """The records of `name`, read from the file by every iteration."""
+        return SampleFile(self.path / name)
 
     def truncate_after(self, name: str, step: int) -> None:
         """Drop the lines with a `step` beyond `step`: what a killed run wrote after its last checkpoint."""
@@ -109,6 +103,50 @@ class RunDirectory:
         """Remove everything in the directory."""
         shutil.rmtree(self.path)
         self.path.mkdir(parents=True)
+
+
+@dataclass(frozen=True)
+class SampleFile:
+    """Evaluation records in a file: `rows`, read anew by every iteration, with `token_ids` left as the text of their list.
+
+    `[17, 4]` is `"17, 4"`: enough to tell responses apart, in half the time that making the numbers takes.
+    """
+
+    path: Path
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return _rows(self.path, _with_ids_as_text)
+
+
+def _rows(path: Path, read: Callable[[str], Any]) -> Iterator[Any]:
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith("\n"):
+                return
+            try:
+                yield read(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number} is not JSON ({error}); restore or delete the file") from None
+
+
+_IDS = '"token_ids": ['
+
+
+def _with_ids_as_text(line: str) -> Any:
+    # In JSON this can be nothing but the key: a quote within a string has a backslash before it.
+    begin = line.find(_IDS) + len(_IDS)
+    end = line.find("]", begin)
+    row = None
+    if begin >= len(_IDS) and end > 0:
+        with contextlib.suppress(json.JSONDecodeError):  # no list of numbers
+            row = json.loads(f'{line[: begin - 1]}"{line[begin:end]}"{line[end + 1 :]}')
+    if row is None:
+        row = json.loads(line)
+    if isinstance(row, dict) and isinstance(ids := row.get("token_ids"), list):
+        row["token_ids"] = ", ".join(map(str, ids))
+    return row
 
 
 def code_hash(parts: Sequence[str] = _RESULT_CODE) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,42 @@ def test_a_broken_line_in_the_middle_is_an_error_that_names_it(tmp_path: Path) -
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nnot json\n{"step": 3}\n')
     with pytest.raises(ValueError, match="line 2 is not JSON"):
         list(RunDirectory(tmp_path).rows("metrics.jsonl"))
+
+
+SAMPLES = [
+    {"problem_id": "a", "token_ids": [1, 23, 456], "text": 'says "token_ids": [7] and ends \\'},
+    {"text": '\\"token_ids": [8]', "token_ids": [], "answer": "]"},
+    {"token_ids": [5], "logprob": -1.5e-7, "nested": {"token_ids": [6]}},
+    {"nested": {"token_ids": [6, 7]}, "token_ids": [5]},
+    {"text": "no ids", "answer": None},
+    {"token_ids": None},
+    {"token_ids": [[1, 2], [3]]},
+    {"token_ids": ["a", "b"]},
+]
+
+
+@pytest.mark.parametrize("separators", [(", ", ": "), (",", ":")])
+def test_samples_are_the_rows_with_the_text_of_their_ids_read_anew_each_time(
+    tmp_path: Path, separators: tuple[str, str]
+) -> None:
+    lines = [json.dumps(row, separators=separators, ensure_ascii=False) for row in SAMPLES]
+    (tmp_path / "records.jsonl").write_text(
+        "".join(f"{line}\n" for line in lines) + '{"token_ids": [1', encoding="utf-8"
+    )
+    samples = RunDirectory(tmp_path).samples("records.jsonl")
+    for _ in range(2):
+        found = list(samples)
+        assert [row.get("token_ids") for row in found] == [
+            ", ".join(map(str, row["token_ids"])) if isinstance(row.get("token_ids"), list) else row.get("token_ids")
+            for row in SAMPLES
+        ]
+        for ours, row in zip(found, SAMPLES, strict=True):
+            others = {key: value for key, value in row.items() if key not in ("token_ids", "nested")}
+            assert {key: value for key, value in ours.items() if key not in ("token_ids", "nested")} == others
+    assert list(RunDirectory(tmp_path).samples("absent.jsonl")) == []
+    (tmp_path / "records.jsonl").write_text('{"token_ids": [1]}\n{"token_ids": [1]\n', encoding="utf-8")
+    with pytest.raises(ValueError, match="line 2 is not JSON"):
+        list(samples)
 
 
 def test_lines_beyond_the_last_checkpoint_are_dropped_on_resume(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -126,23 +127,33 @@ def _all_slices(ours: ProblemFigures, base: ProblemFigures | None) -> dict[str, 
         family: {"role": role, "mode": mode, "task": task}
         for family, role, mode, task in zip(ours.families, roles, modes, tasks, strict=True)
     }
-    families = _slices(ours, base, ours.families)
+    known: dict[bytes, dict[str, Any]] = {}
+    slices = partial(_slices, ours, base, known)
+    families = slices(ours.families)
     standard = [mode if role == "standard" else None for role, mode in zip(roles, modes, strict=True)]
     return {
-        "tasks": _slices(ours, base, tasks),
+        "tasks": slices(tasks),
         "families": {family: {**of_family[family], **figures} for family, figures in families.items()},
-        "roles": _slices(ours, base, roles),
-        "modes": _slices(ours, base, standard),
+        "roles": slices(roles),
+        "modes": slices(standard),
     }
 
 
-def _slices(ours: ProblemFigures, base: ProblemFigures | None, labels: Sequence[str | None]) -> dict[str, Any]:
-    """Figures of each label's problems; None is in no slice."""
+def _slices(
+    ours: ProblemFigures,
+    base: ProblemFigures | None,
+    known: dict[bytes, dict[str, Any]],
+    labels: Sequence[str | None],
+) -> dict[str, Any]:
+    """Figures of each label's problems; None is in no slice. `known` keeps those of the same problems under another label."""
     array = np.array(labels)
-    return {
-        label: _slice(ours, base, np.flatnonzero(array == label), [ours.samples], SLICE_REPLICATES)
-        for label in sorted({label for label in labels if label is not None})
-    }
+    found = {}
+    for label in sorted({label for label in labels if label is not None}):
+        places = np.flatnonzero(array == label)
+        if (key := places.tobytes()) not in known:
+            known[key] = _slice(ours, base, places, [ours.samples], SLICE_REPLICATES)
+        found[label] = known[key]
+    return found
 
 
 def _slice(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 __all__ = ["CHUNK", "Strata", "resample_indices", "resampled_rows", "resampled_sums", "strata_groups"]
 
-CHUNK = 1 << 18
+CHUNK = 1 << 16
 """Draws held at once; at least one replicate of a stratum. A chunk and its values stay in a processor's cache."""
 _FEW_COLUMNS = 3
 """Up to this many sums per replicate, looking up the drawn values is faster than counting the draws."""

@@ -35,7 +35,7 @@ class Counted:
         return self.rng.integers(low, high, size=size, **options)
 
 
-@pytest.mark.parametrize("chunk", [1, 50, 1 << 18])
+@pytest.mark.parametrize("chunk", [1, 50, 1 << 16])
 @pytest.mark.parametrize("columns", [1, 3, 7])
 @pytest.mark.parametrize("strata", STRATA.values(), ids=STRATA)
 def test_sums_are_those_of_all_draws_at_once_on_the_same_stream(
@@ -50,7 +50,7 @@ def test_sums_are_those_of_all_draws_at_once_on_the_same_stream(
     assert ours.integers(1 << 40) == plain.integers(1 << 40)  # both streams end at the same place
 
 
-@pytest.mark.parametrize("chunk", [1, 50, 1 << 18])
+@pytest.mark.parametrize("chunk", [1, 50, 1 << 16])
 @pytest.mark.parametrize("strata", STRATA.values(), ids=STRATA)
 def test_rows_are_those_of_all_draws_at_once_on_the_same_stream(
     monkeypatch: pytest.MonkeyPatch, strata: list[str], chunk: int

@@ -1,19 +1,20 @@
 """The completions browser: records of every model → a small index and compressed chunks of text.
 
 Equal samples of a model are stored once with their count. The index names every problem; its texts lie in chunks of a
-few problems each, which the page decompresses when a problem is opened.
+few problems each, which the page decompresses when a problem is opened. Records are read once; the texts held meanwhile are
+bounded, as are those of the page.
 """
 
 from __future__ import annotations
 
 import gzip
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from bsharp.reporting.page.embed import json_text
 from bsharp.reporting.page.parts import Completions
+from bsharp.reporting.page.tally import GRADES, ProblemTally
 
 __all__ = ["COLLAPSED", "completions_part"]
 
@@ -22,9 +23,8 @@ COLLAPSED = (
     "the same wrong answer, or none of them gives an answer: empty, cut off, or without one that can be read."
 )
 PROBLEMS_PER_CHUNK = 16
-GRADES = ("correct", "wrong", "unparseable", "timeout", "error", "truncated")
-_KEPT = ("text", "base_logprob", "logprob", "reward", "status", "answer", "length", "finish_reason", "greedy")
-_QUESTION_SHOWN = 160  # characters of a question in the index; the whole one lies in its chunk
+HELD = 8
+"""Characters of text held while records are read, per byte of the budget: more than what fits the page compresses to."""
 
 Record = Mapping[str, Any]
 
@@ -40,26 +40,28 @@ def completions_part(
 
     `problems` is the object of diagnostics/problems.json (gained and lost problems per regime) or None. The chunks,
     as base64 in the page, take at most `budget_bytes`: whole problems are left out evenly until they fit; they stay
-    in the index, without text. Records without a problem_id are skipped. No record at all gives an empty index.
+    in the index, without text. Beyond HELD times as many characters every second problem's texts are let go, and so on, while
+    the records are still being read. Records without a problem_id are skipped. No record at all gives an empty index.
     """
     if budget_bytes < 0:
         raise ValueError(f"budget_bytes is {budget_bytes}; give the bytes the completions may take, 0 or more")
     names = sorted(records_by_model, key=lambda name: name != "base")
     seeds = {name: sorted(records_by_model[name]) for name in names}
-    found: dict[str, _Problem] = {}
+    tallies = _Tallies(HELD * budget_bytes)
     for at, name in enumerate(names):
         for seed in seeds[name]:
             for record in records_by_model[name][seed]:
                 if isinstance(record, Mapping) and record.get("problem_id") is not None:
-                    key = str(record["problem_id"])
-                    if key not in found:
-                        found[key] = _Problem(key, record)
-                    found[key].add(at, seed, record)
-    entries = list(found.values())
-    texts = [json_text(entry.texts([(at, seeds[name]) for at, name in enumerate(names)])) for entry in entries]
+                    tallies.add(at, seed, record)
+    entries = list(tallies.by_id.values())
+    models = [(at, seeds[name]) for at, name in enumerate(names)]
+    held, texts = list(range(0, len(entries), tallies.stride)), []
+    for place in held:
+        texts.append(json_text(entries[place].texts(models)))
+        entries[place].forget_texts()
     kept, chunks = _fit(texts, budget_bytes)
-    for position, entry in enumerate(kept):
-        entries[entry].chunk = divmod(position, PROBLEMS_PER_CHUNK)
+    for position, place in enumerate(kept):
+        entries[held[place]].chunk = divmod(position, PROBLEMS_PER_CHUNK)
     index = {
         "models": [{"name": name, "seeds": seeds[name]} for name in names],
         "grades": list(GRADES),
@@ -70,91 +72,37 @@ def completions_part(
     return Completions(part_id, index, chunks, len(entries), len(entries) - len(kept), tuple(sources))
 
 
-class _Problem:
-    """What the records say about one problem: samples[(model, seed)] in the order of the records."""
+class _Tallies:
+    """Every problem by id, in order of appearance; of the texts every `stride`-th problem's, `most` characters in all."""
 
-    def __init__(self, problem_id: str, record: Record) -> None:
-        self.problem_id = problem_id
-        self.facts = {key: record.get(key) for key in ("task", "family", "role", "mode", "difficulty")}
-        self.question = str(record.get("question") or "")
-        self.gold = str(record.get("gold") if record.get("gold") is not None else "")
-        self.samples: dict[tuple[int, int], list[Record]] = {}
-        self.chunk: tuple[int, int] | None = None
+    def __init__(self, most: int) -> None:
+        self.by_id: dict[str, ProblemTally] = {}
+        self.stride = 1
+        self.characters = 0
+        self._most = most
+        self._held: list[ProblemTally] = []
 
     def add(self, model: int, seed: int, record: Record) -> None:
-        self.samples.setdefault((model, seed), []).append({key: record.get(key) for key in _KEPT})
+        problem_id = str(record["problem_id"])
+        tally = self.by_id.get(problem_id)
+        if tally is None:
+            tally = self.by_id[problem_id] = ProblemTally(problem_id, record)
+            if (len(self.by_id) - 1) % self.stride:
+                tally.forget_texts()
+            else:
+                self._held.append(tally)
+        self.characters -= tally.characters
+        tally.add(model, seed, record)
+        self.characters += tally.characters
+        while self.characters > self._most and len(self._held) > 1:
+            self._thin()
 
-    def index_row(self, models: int) -> dict[str, Any]:
-        by_model = [
-            [s for (m, _), group in self.samples.items() if m == model for s in group] for model in range(models)
-        ]
-        return {
-            "id": self.problem_id,
-            **self.facts,
-            "question": self.question[:_QUESTION_SHOWN],
-            "chunk": self.chunk,
-            "right": [_share_right(samples) for samples in by_model],
-            "grades": [sum(1 << bit for bit in sorted(_grades(samples))) for samples in by_model],
-            "collapsed": sorted({model for (model, _), samples in self.samples.items() if _collapsed(samples)}),
-        }
-
-    def texts(self, models: Sequence[tuple[int, Sequence[int]]]) -> dict[str, Any]:
-        return {
-            "question": self.question,
-            "gold": self.gold,
-            "samples": [[_grouped(self.samples.get((at, seed), [])) for seed in seeds] for at, seeds in models],
-        }
-
-
-def _drawn(samples: Sequence[Record]) -> list[Record]:
-    return [sample for sample in samples if not sample["greedy"]] or list(samples)
-
-
-def _share_right(samples: Sequence[Record]) -> float | None:
-    """Share of the samples that are correct, of those the grader could judge; None where there is none."""
-    rewards = [sample["reward"] for sample in _drawn(samples) if sample["reward"] is not None]
-    right = [sample["status"] == "correct" for sample in _drawn(samples) if sample["reward"] is not None]
-    return round(sum(right) / len(rewards), 4) if rewards else None
-
-
-def _grades(samples: Sequence[Record]) -> set[int]:
-    grades = {GRADES.index(sample["status"]) for sample in samples if sample["status"] in GRADES}
-    return grades | ({GRADES.index("truncated")} if any(s["finish_reason"] == "length" for s in samples) else set())
-
-
-def _collapsed(samples: Sequence[Record]) -> bool:
-    drawn = _drawn(samples)
-    if len(drawn) < 2:
-        return False
-    answers = {None if sample["answer"] is None else str(sample["answer"]) for sample in drawn}
-    return len(answers) == 1 and all(sample["status"] in ("wrong", "unparseable") for sample in drawn)
-
-
-def _grouped(samples: Sequence[Record]) -> list[list[Any]]:
-    """Rows [count, greedy, text, base_logprob, logprob, reward, status, answer, length, truncated], most frequent first."""
-    counts: Counter[tuple[Any, ...]] = Counter()
-    for sample in samples:
-        counts[
-            (
-                bool(sample["greedy"]),
-                str(sample["text"] if sample["text"] is not None else ""),
-                _rounded(sample["base_logprob"]),
-                _rounded(sample["logprob"]),
-                _rounded(sample["reward"]),
-                str(sample["status"]),
-                None if sample["answer"] is None else str(sample["answer"]),
-                _rounded(sample["length"]),
-                sample["finish_reason"] == "length",
-            )
-        ] += 1
-    ordered = sorted(counts.items(), key=lambda item: (not item[0][0], -item[1]))
-    return [[count, *row] for row, count in ordered]
-
-
-def _rounded(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return round(value, 3)
+    def _thin(self) -> None:
+        self.stride *= 2
+        for tally in self._held[1::2]:
+            self.characters -= tally.characters
+            tally.forget_texts()
+        self._held = self._held[::2]
 
 
 def _fit(texts: Sequence[str], budget: int) -> tuple[list[int], list[bytes]]:

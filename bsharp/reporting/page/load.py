@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from bsharp.reporting.cells import BASE, plain_text, require_results
-from bsharp.runlog import RunDirectory
+from bsharp.runlog import RunDirectory, SampleFile
 
 __all__ = ["DIAGNOSTICS", "Records", "RunData", "TrainingRun", "finite", "known", "load_run", "regime_name"]
 
@@ -29,13 +29,16 @@ DIAGNOSTICS = ("alignment", "mistakes", "sensitivity", "surface", "drift", "cali
 
 @dataclass(frozen=True)
 class Records:
-    """The samples of a file, read anew by every iteration; a broken line ends it and is named in `unreadable`."""
+    """The samples of a file, read anew by every iteration; a broken line ends it and is named in `unreadable`.
+
+    `token_ids` is left as text (`SampleFile`).
+    """
 
     path: Path
     unreadable: list[str] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[Row]:
-        return _rows(self.path, self.unreadable)
+        return _objects(SampleFile(self.path), self.path, self.unreadable)
 
 
 @dataclass(frozen=True)
@@ -271,11 +274,14 @@ def _json(path: Path, unreadable: list[str]) -> dict[str, Any]:
 
 
 def _rows(path: Path, unreadable: list[str]) -> Iterator[Row]:
-    """The objects of a JSONL file up to its first broken line; the cut-off last line of a running job is no error."""
-    if not path.is_file():
-        return
+    """The objects of a JSONL file, as `_objects` gives them; none of a file that is not there."""
+    return _objects(RunDirectory(path.parent).rows(path.name), path, unreadable) if path.is_file() else iter(())
+
+
+def _objects(lines: Iterable[Any], path: Path, unreadable: list[str]) -> Iterator[Row]:
+    """What is an object up to the first broken line; the cut-off last line of a running job is no error."""
     try:
-        for row in RunDirectory(path.parent).rows(path.name):
+        for row in lines:
             if isinstance(row, dict):
                 yield row
     except (ValueError, OSError, RecursionError) as error:

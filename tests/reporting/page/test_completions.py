@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bsharp.reporting.page.completions import completions_part
+from bsharp.reporting.page.completions import HELD, _Tallies, completions_part
 from bsharp.reporting.page.gained_lost import gained_lost_parts
 from bsharp.reporting.page.parts import Chart, Completions, GainedLost
 
@@ -86,6 +86,45 @@ def test_problems_are_left_out_evenly_until_the_budget_holds() -> None:
     gaps = [b - a for a, b in pairwise(kept)]
     assert max(gaps) - min(gaps) <= 1
     assert all(texts(part, at)["samples"][0][0][0][2] == rows[at]["text"] for at in kept)
+
+
+def test_of_more_text_than_is_held_the_problems_shown_are_spread_evenly_and_complete() -> None:
+    noise = random.Random(1)
+    rows = {
+        seed: [
+            record(at, text="".join(noise.choices("ab", k=500)), answer=str(seed))
+            for at in range(300)
+            for _ in range(2)
+        ]
+        for seed in (0, 1)
+    }
+    budget = 8_000
+    assert HELD * budget < 300 * 4 * 500 / 8  # even an eighth of the problems' texts is too much
+    part = completions_part({"base": rows}, None, budget_bytes=budget)
+    shown = [at for at, problem in enumerate(part.index["problems"]) if problem["chunk"] is not None]
+    assert 0.5 * budget < sum(4 * -(-len(chunk) // 3) for chunk in part.chunks) <= budget
+    assert (part.problems, part.left_out) == (300, 300 - len(shown))
+    gaps = [b - a for a, b in pairwise(shown)]
+    assert max(gaps) <= 2 * min(gaps)
+    for at in shown:
+        of_seed = [[row for row in rows[seed] if row["problem_id"] == f"p{at}"] for seed in (0, 1)]
+        assert [[row[2] for row in held] for held in texts(part, at)["samples"][0]] == [
+            [row["text"] for row in given] for given in of_seed
+        ]
+    assert all(problem["right"] == [0.0] for problem in part.index["problems"])
+
+
+def test_the_texts_held_while_records_are_read_are_bounded() -> None:
+    most, length, problems = 4_000, 100, 500
+    tallies = _Tallies(most)
+    for model in range(3):
+        for at in range(problems):
+            for sample in range(4):
+                tallies.add(model, 0, record(at, text=f"{model} {sample} {'x' * length}"))
+                assert tallies.characters <= most
+    characters = [tally.characters for tally in tallies.by_id.values()]
+    assert sum(characters) == tallies.characters <= most
+    assert {at for at, number in enumerate(characters) if number} == set(range(0, problems, tallies.stride))
 
 
 def test_no_records_give_an_empty_index_and_a_negative_budget_is_refused() -> None:
