@@ -68,6 +68,7 @@ class Network:
     kv_heads: int
     head_size: int
     epsilon: float  # of every norm
+    padding_token: int | None  # its row of the embedding gets no gradient where it is read, as torch has it
     rotary: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
     @property
@@ -175,6 +176,7 @@ def _read(model: Any) -> Network | None:
             kv_heads=config.num_key_value_heads,
             head_size=attention.head_dim,
             epsilon=backbone.norm.variance_epsilon,
+            padding_token=backbone.embed_tokens.padding_idx,
             rotary=backbone.rotary_emb,
         )
     except (AttributeError, IndexError, TypeError):

@@ -140,6 +140,8 @@ def backward(
                 network, block, packing, activations.blocks.pop(), activations.rotation, of_stream, sink
             )
         if network.embedding.requires_grad:
+            if network.padding_token is not None:
+                of_stream = of_stream.masked_fill((packing.token_ids == network.padding_token)[:, None], 0.0)
             sink.rows(network.embedding, of_stream)
 
 
@@ -314,7 +316,7 @@ def _attend(
                 strict=True,
             ):
                 kept.append(tensor)
-    outputs = found.index_select(0, packing.query_places).view(len(packing.token_ids), -1)
+    outputs = found.index_select(0, packing.query_places).view(len(packing.token_ids), network.heads * size)
     return _Attended(attended.queries, attended.keys, attended.values, attended.shares, outputs)
 
 
@@ -346,9 +348,9 @@ def _attend_backward(
     places, begins = packing.key_places
     count = len(packing.token_ids)
     return (
-        of_queries.index_select(0, packing.query_places).view(count, -1),
-        functional.embedding_bag(places, of_keys, begins, mode="sum").view(count, -1),
-        functional.embedding_bag(places, of_values, begins, mode="sum").view(count, -1),
+        of_queries.index_select(0, packing.query_places).view(count, network.heads * size),
+        functional.embedding_bag(places, of_keys, begins, mode="sum").view(count, network.kv_heads * size),
+        functional.embedding_bag(places, of_values, begins, mode="sum").view(count, network.kv_heads * size),
     )
 
 

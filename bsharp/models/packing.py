@@ -59,6 +59,8 @@ class Packing:
     @cached_property
     def key_places(self) -> tuple[Int[Tensor, " E"], Int[Tensor, " N*G"]]:
         """Where the grids hold each key head, E places in all, and where the places of each key head begin among these."""
+        if not self.grids:
+            return torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long)
         keys = torch.cat([grid.keys for grid in self.grids])
         real = torch.cat([_real_keys(grid, self.kv_heads) for grid in self.grids]).nonzero().squeeze(-1)
         owners, order = keys[real].sort(stable=True)
