@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from itertools import product
 from math import comb
@@ -12,7 +13,14 @@ import pytest
 from hand_made_records import answered, simulated
 from scipy import stats
 
-from bsharp.diagnostics.gained_lost import CHANCES, _by_chance, _chance_posterior, _number_of_problems, gained_lost
+from bsharp.diagnostics.gained_lost import (
+    CHANCES,
+    _by_chance,
+    _chance_posterior,
+    _number_of_problems,
+    _poisson_binomial,
+    gained_lost,
+)
 
 BASE = answered([["7", "7"], ["7", "8"], ["8", "8"], ["8", None], ["timeout", "timeout"], ["timeout", "7"]])
 REGIME = [
@@ -174,3 +182,30 @@ def test_problems_without_a_family_role_or_mode_are_counted_like_others() -> Non
     found = gained_lost({"base": [answered([["8"] * 4] * 3, **plain)], "r": [answered([["7"] * 4] * 3, **plain)]})
     assert found["regimes"]["r"]["by_family"] == {"algebra": {"kept": 0, "gained": 3, "lost": 0, "never": 0}}
     assert list(found["regimes"]["r"]["by_difficulty"]) == ["5"]
+
+
+@pytest.mark.parametrize("kind", ["any", "never", "always", "even"])
+@pytest.mark.parametrize(("kinds", "most"), [(0, 1), (1, 1), (1, 9), (6, 40), (17, 300)])
+def test_the_distribution_of_a_count_is_the_convolution_of_its_binomials(kinds: int, most: int, kind: str) -> None:
+    rng = np.random.default_rng(kinds + most)
+    chances = {"any": rng.random((3, kinds)), "never": np.zeros((3, kinds)), "always": np.ones((3, kinds))}
+    chances["even"] = np.full((3, kinds), 0.5)
+    problems = rng.integers(1, most + 1, kinds)
+    expected = np.zeros(problems.sum() + 1)
+    for row in chances[kind]:
+        of_row = np.ones(1)
+        for chance, count in zip(row, problems, strict=True):
+            of_row = np.convolve(of_row, stats.binom.pmf(np.arange(count + 1), count, chance))
+        expected += of_row / 3
+    first, found = _poisson_binomial(chances[kind], problems)
+    padded = np.zeros_like(expected)
+    padded[first : first + len(found)] = found
+    np.testing.assert_allclose(padded, expected, atol=1e-12)
+
+
+def test_the_distribution_is_computed_where_it_is_and_not_at_every_count() -> None:
+    chances = 0.3 + 0.01 * np.random.default_rng(0).random((5, 20))
+    for each in (100, 10_000):
+        problems = np.full(20, each)
+        spread = math.sqrt(0.25 * problems.sum())
+        assert len(_poisson_binomial(chances, problems)[1]) < 26 * spread + 0.02 * problems.sum() + 100
