@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from bsharp.config import ConfigError
+from bsharp.models import products
+from bsharp.models.products import fast_products, linear, product_library, set_product_library
+
+
+@pytest.fixture(autouse=True)
+def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No library chosen or measured before, and none afterwards."""
+    monkeypatch.setenv(products.VARIABLE, "")
+    faster = products._faster
+    faster.cache_clear()
+    yield
+    faster.cache_clear()
+
+
+@pytest.fixture(params=["default", "onednn"])
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "onednn" and not products._is_exact():
+        pytest.skip("oneDNN rounds float32 products to bfloat16 on this processor")
+    monkeypatch.setenv(products.VARIABLE, request.param)
+    return request.param
+
+
+def setting() -> str:
+    return torch.backends.mkldnn.matmul.fp32_precision
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    return float((found.double() - expected).abs().max() / expected.abs().max())
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("rows", [1, 3, 200])
+def test_products_are_those_of_float32_under_either_library(library: str, rows: int, with_bias: bool) -> None:
+    inputs, weight = drawn(rows, 96, seed=1), drawn(130, 96, seed=2)
+    bias = drawn(130, seed=3) if with_bias else None
+    expected = functional.linear(inputs.double(), weight.double(), None if bias is None else bias.double())
+    with fast_products():
+        assert product_library() == library
+        inside = functional.linear(inputs, weight, bias)
+        other = inputs @ weight.T
+        nested = torch.bmm(inputs[None], weight.T[None])[0]
+    assert error(inside, expected) < products.EXACT
+    assert error(linear(inputs, weight, bias), expected) < products.EXACT
+    without = inputs.double() @ weight.double().T
+    assert error(other, without) < products.EXACT
+    assert error(nested, without) < products.EXACT
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.usefixtures("library")
+def test_other_types_are_left_to_torch(dtype: torch.dtype) -> None:
+    inputs, weight, bias = (drawn(*shape).to(dtype) for shape in ((5, 16), (7, 16), (7,)))
+    assert torch.equal(linear(inputs, weight, bias), functional.linear(inputs, weight, bias))
+
+
+def test_the_setting_holds_inside_and_is_put_back(library: str) -> None:
+    before = setting()
+    with fast_products():
+        inside = setting()
+        with fast_products():
+            assert setting() == inside
+        assert setting() == inside
+    assert setting() == before
+    assert inside == ("bf16" if library == "onednn" else before)
+
+
+@pytest.mark.usefixtures("library")
+def test_the_setting_is_put_back_after_an_exception() -> None:
+    before = setting()
+    with pytest.raises(LookupError), fast_products():
+        raise LookupError
+    assert setting() == before
+
+
+def test_finding_out_leaves_the_setting_as_it_was() -> None:
+    before = setting()
+    products._is_exact.__wrapped__()
+    product_library()
+    assert setting() == before
+
+
+def test_onednn_is_refused_where_it_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_is_exact", lambda: False)
+    set_product_library("default")
+    with pytest.raises(ConfigError, match="round float32 products"):
+        set_product_library("onednn")
+    assert os.environ[products.VARIABLE] == "default"
+
+
+def test_a_library_that_rounds_is_not_used_though_the_environment_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_is_exact", lambda: False)
+    monkeypatch.setenv(products.VARIABLE, "onednn")
+    assert product_library() == "default"
+
+
+def test_a_product_rounded_to_bfloat16_does_not_count_as_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    left, right = products._matrices()
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    rounded = error((left.bfloat16() @ right.bfloat16()).float(), left.double() @ right.double())
+    assert rounded > 100 * products.EXACT
+    monkeypatch.setattr(products, "EXACT", 0.0)
+    assert not products._is_exact.__wrapped__()
+
+
+@pytest.mark.parametrize("chosen", ["default", "onednn"])
+def test_the_library_that_is_set_reaches_later_processes(chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_is_exact", lambda: True)
+    monkeypatch.setattr(products, "_faster", lambda: pytest.fail("measured though it was set"))
+    set_product_library(chosen)
+    assert os.environ["BSHARP_PRODUCTS"] == chosen
+    assert product_library() == chosen
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.5, "onednn"), (0.9, "default"), (2.0, "default")])
+def test_the_choice_is_measured_once_and_falls_on_another_library_only_where_it_is_clearly_faster(
+    share: float, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[str] = []
+
+    def seconds(left: Tensor, right: Tensor) -> float:
+        measured.append(setting())
+        return share if measured[-1] == "bf16" else 1.0
+
+    monkeypatch.setattr(products, "_is_exact", lambda: True)
+    monkeypatch.setattr(products, "_seconds", seconds)
+    assert product_library() == expected
+    count = len(measured)
+    assert measured.count("bf16") == count - measured.count("bf16") > 0
+    assert product_library() == expected
+    with fast_products():
+        linear(drawn(2, 3), drawn(4, 3))
+    assert len(measured) == count
+
+
+def test_nothing_is_measured_where_only_one_library_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_is_exact", lambda: False)
+    monkeypatch.setattr(products, "_seconds", lambda *_: pytest.fail("measured"))
+    assert product_library() == "default"
