@@ -2,9 +2,31 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
+from dataclasses import dataclass
 
-__all__ = ["square_after"]
+# Whether whoever imports this module has bsharp's own imports behind it.
+IMPORTED_BEFORE = "bsharp.experiment.jobs" in sys.modules
+
+__all__ = ["Seen", "seen_by_worker", "square_after"]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a worker finds around it."""
+
+    imported_before: bool
+    package: str
+    environment: dict[str, str]
+
+
+def seen_by_worker() -> Seen:
+    import bsharp
+
+    assert bsharp.__file__ is not None
+    return Seen(IMPORTED_BEFORE, os.path.dirname(bsharp.__file__), dict(os.environ))
 
 
 def square_after(seconds: float, number: int) -> int:

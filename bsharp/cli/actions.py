@@ -24,11 +24,13 @@ from bsharp.cli.commands import (
     TrainCommand,
 )
 from bsharp.config import DEFAULT_REGIMES, EMBEDDED_MODEL, ConfigError, DiagnoseConfig
+from bsharp.processes import prepare_workers
 
 QUICK_DIAGNOSTICS = DiagnoseConfig(alignment_problems=32, mistake_problems=4)
 
 
 def compare(command: CompareCommand) -> None:
+    _prepare_workers(command.settings.device)
     from bsharp import experiment
     from bsharp.experiment.display import ProgressDisplay
     from bsharp.reporting import print_results
@@ -75,6 +77,7 @@ def compare(command: CompareCommand) -> None:
 
 
 def diagnose(command: DiagnoseCommand) -> None:
+    _prepare_workers("cpu")  # the comparison will say; on another device nothing is lost but the preparation
     from rich.progress import Progress
 
     from bsharp.experiment import DIAGNOSTICS, diagnose
@@ -193,6 +196,10 @@ def train(command: TrainCommand) -> None:
 
 
 def evaluate(command: EvaluateCommand) -> None:
+    settings = command.settings
+    pieces = settings.problems * settings.samples / settings.max_rows
+    if command.workers != 1 and pieces > 1:
+        _prepare_workers(command.device)
     from rich.progress import Progress
 
     from bsharp.evaluation import summarize
@@ -216,6 +223,7 @@ def evaluate(command: EvaluateCommand) -> None:
             problems=command.problems,
             chat=command.chat,
             dtype=command.dtype,
+            workers=command.workers,
         )
     summary = summarize([records])
     RunDirectory(command.out).write_json("summary.json", summary)
@@ -306,6 +314,12 @@ def table(command: TableCommand) -> None:
     print_results(results, families=command.families)
     if command.svg:
         Path(command.svg).write_text(table_svg(results), encoding="utf-8")
+
+
+def _prepare_workers(device: str) -> None:
+    """While this process imports what it needs, another imports what its workers need."""
+    if device == "cpu":
+        prepare_workers()
 
 
 def _with_own_problems(settings: Any) -> Any:

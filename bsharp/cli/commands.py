@@ -77,7 +77,10 @@ class EvaluateCommand:
     out: str = "runs/evaluate"
     """Directory for records.jsonl and summary.json."""
     threads: int = 1
-    """CPU threads of torch."""
+    """CPU threads of torch, in each process."""
+    workers: int = 0
+    """Processes that share the problems; 0 means as many as CPU cores and free memory allow, or one on another device. The
+    records do not depend on it."""
     device: str = "cpu"
     """Torch device."""
     config: str | None = None

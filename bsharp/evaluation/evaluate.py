@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from bsharp.config import EvaluationConfig
@@ -42,7 +43,7 @@ from bsharp.seeding import stream_seed
 from bsharp.tasks import Role, Split, Task
 from bsharp.types import Completion, Grade, Problem
 
-__all__ = ["RECORD_SCHEMA", "evaluate", "problem_set"]
+__all__ = ["RECORD_SCHEMA", "Evaluation", "Piece", "evaluate", "joined", "problem_set"]
 
 RECORD_SCHEMA = 1
 
@@ -110,64 +111,144 @@ def evaluate(
     greedy. `checkpoint` names the evaluated weights in the records. Raises ValueError where a task has no reward function,
     or where both `base` and `is_base` are given.
     """
-    if is_base and base is not None:
-        raise ValueError(
-            "is_base says that the policy is the base itself, but another base is given; give one of the two"
-        )
-    by_name = {task.name: task for task in tasks}
-    missing = sorted(set(by_name) - set(rewards))
-    if missing:
-        raise ValueError(f"no reward function for the tasks {', '.join(missing)}; known: {', '.join(sorted(rewards))}")
-    problems = problem_set(tasks, config)
-    prompts = [tuple(language_model.encode(by_name[problem.task].prompt(problem))) for problem in problems]
-    total = len(problems) * (config.samples + config.greedy)
-    done = 0
-    records: dict[int, list[Record]] = {place: [] for place in range(len(problems))}
-    passes = [(False, config.samples), (True, 1)] if config.greedy else [(False, config.samples)]
-    for greedy, count in passes:
-        params = SamplingParams(
-            config.max_new_tokens,
-            temperature=1.0 if greedy else config.temperature,
-            greedy=greedy,
-            fixed_length=config.fixed_length,
-        )
-        for places in _chunks(prompts, max(1, config.max_rows // count)):
-            requests = [
-                GenerationRequest(prompts[p], count, stream_seed(config.seed, "evaluation", problems[p].problem_id))
-                for p in places
-            ]
-            completions = generator.generate(requests, params)
-            here = [problems[p] for p in places]
-            grades = grade_completions(rewards, here, completions)
-            base_logprobs: Sequence[Sequence[float | None]] = [[None] * count for _ in places]
-            if is_base:
-                base_logprobs = [[math.fsum(completion.logprobs) for completion in group] for group in completions]
-            elif base is not None:
-                base_logprobs = completion_logprobs(
-                    base,
-                    [prompts[p] for p in places],
-                    completions,
-                    params.temperature,
-                    params.fixed_length,
-                    microbatch_rows,
-                )
-            for i, place in enumerate(places):
-                problem = problems[place]
-                context = _problem_fields(problem, by_name[problem.task], type(rewards[problem.task]).__name__)
-                context |= {"checkpoint": checkpoint, "policy_version": generator.policy_version}
-                for sample, (completion, grade) in enumerate(zip(completions[i], grades[i], strict=True)):
-                    drawn = _sample_fields(sample, completion, grade, base_logprobs[i][sample], params)
-                    records[place].append(context | drawn)
-            done += len(places) * count
+    evaluation = Evaluation(
+        language_model,
+        generator,
+        base,
+        tasks,
+        rewards,
+        config,
+        microbatch_rows,
+        is_base=is_base,
+        checkpoint=checkpoint,
+    )
+    return evaluation.records(on_progress)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Completions that are drawn, graded and scored together: `count` each for the problems at `places` of the set."""
+
+    places: tuple[int, ...]
+    count: int
+    greedy: bool
+
+    @property
+    def rows(self) -> int:
+        return len(self.places) * self.count
+
+
+class Evaluation:
+    """`evaluate` with its parts at hand, to be carried out several times, as the policy trains, or piece by piece elsewhere.
+
+    The problems are made and their prompts encoded once; `problems` hands in those of `problem_set(tasks, config)` where
+    they are there already. `pieces` follow from the problems and the config alone, and the records of a piece from nothing
+    but the piece and the weights: processes that share them out give the very records that one process gives.
+    """
+
+    def __init__(
+        self,
+        language_model: LanguageModel,
+        generator: Generator,
+        base: LanguageModel | None,
+        tasks: Sequence[Task],
+        rewards: Mapping[str, RewardFunction],
+        config: EvaluationConfig,
+        microbatch_rows: int = 64,
+        *,
+        is_base: bool = False,
+        checkpoint: str = "last",
+        problems: Sequence[Problem] | None = None,
+    ) -> None:
+        if is_base and base is not None:
+            raise ValueError(
+                "is_base says that the policy is the base itself, but another base is given; give one of the two"
+            )
+        by_name = {task.name: task for task in tasks}
+        missing = sorted(set(by_name) - set(rewards))
+        if missing:
+            raise ValueError(
+                f"no reward function for the tasks {', '.join(missing)}; known: {', '.join(sorted(rewards))}"
+            )
+        self.problems = problem_set(tasks, config) if problems is None else list(problems)
+        self._generator, self._base, self._is_base = generator, base, is_base
+        self._rewards, self._config, self._microbatch_rows = rewards, config, microbatch_rows
+        self._prompts = [
+            tuple(language_model.encode(by_name[problem.task].prompt(problem))) for problem in self.problems
+        ]
+        self._seeds = [stream_seed(config.seed, "evaluation", problem.problem_id) for problem in self.problems]
+        self._contexts = [
+            _problem_fields(problem, by_name[problem.task], type(rewards[problem.task]).__name__)
+            | {"checkpoint": checkpoint}
+            for problem in self.problems
+        ]
+        self.pieces = _pieces(self._prompts, config)
+
+    def records(self, on_progress: Callable[[int, int], None] | None = None) -> list[Record]:
+        """The records of all pieces, with the weights that the generator and the language model hold now."""
+        total, done, parts = sum(piece.rows for piece in self.pieces), 0, []
+        for piece in self.pieces:
+            parts.append(self.records_of(piece))
+            done += piece.rows
             if on_progress is not None:
                 on_progress(done, total)
-    return [record for place in range(len(problems)) for record in records[place]]
+        return joined(self.pieces, parts)
+
+    def records_of(self, piece: Piece) -> list[list[Record]]:
+        """The records of one piece: those of each of its problems, in the order of `piece.places`."""
+        config, problems = self._config, [self.problems[place] for place in piece.places]
+        prompts = [self._prompts[place] for place in piece.places]
+        params = SamplingParams(
+            config.max_new_tokens,
+            temperature=1.0 if piece.greedy else config.temperature,
+            greedy=piece.greedy,
+            fixed_length=config.fixed_length,
+        )
+        requests = [
+            GenerationRequest(prompt, piece.count, self._seeds[place])
+            for prompt, place in zip(prompts, piece.places, strict=True)
+        ]
+        completions = self._generator.generate(requests, params)
+        grades = grade_completions(self._rewards, problems, completions)
+        base_logprobs = self._base_logprobs(prompts, completions, params)
+        found = []
+        for i, place in enumerate(piece.places):
+            context = self._contexts[place] | {"policy_version": self._generator.policy_version}
+            drawn = zip(completions[i], grades[i], base_logprobs[i], strict=True)
+            found.append([context | _sample_fields(sample, *parts, params) for sample, parts in enumerate(drawn)])
+        return found
+
+    def _base_logprobs(
+        self, prompts: Sequence[tuple[int, ...]], completions: Sequence[Sequence[Completion]], params: SamplingParams
+    ) -> Sequence[Sequence[float | None]]:
+        if self._is_base:
+            return [[math.fsum(completion.logprobs) for completion in group] for group in completions]
+        if self._base is None:
+            return [[None] * len(group) for group in completions]
+        return completion_logprobs(
+            self._base, prompts, completions, params.temperature, params.fixed_length, self._microbatch_rows
+        )
 
 
-def _chunks(prompts: Sequence[tuple[int, ...]], size: int) -> list[list[int]]:
-    """Places of the problems, `size` at a time, sorted by prompt length to save padding."""
+def joined(pieces: Sequence[Piece], parts: Sequence[Sequence[Sequence[Record]]]) -> list[Record]:
+    """Records of all pieces in the order of the problems, samples first, then greedy; `parts[i]` are those of `pieces[i]`."""
+    by_place: dict[int, list[Record]] = {}
+    for piece, part in zip(pieces, parts, strict=True):
+        for place, records in zip(piece.places, part, strict=True):
+            by_place.setdefault(place, []).extend(records)
+    return [record for place in sorted(by_place) for record in by_place[place]]
+
+
+def _pieces(prompts: Sequence[tuple[int, ...]], config: EvaluationConfig) -> tuple[Piece, ...]:
+    """At most config.max_rows completions each, of one problem at least; sorted by prompt length to save padding."""
     order = sorted(range(len(prompts)), key=lambda place: (len(prompts[place]), place))
-    return [order[start : start + size] for start in range(0, len(order), size)]
+    kinds = [(False, config.samples), (True, 1)] if config.greedy else [(False, config.samples)]
+    sizes = {greedy: max(1, config.max_rows // count) for greedy, count in kinds}
+    return tuple(
+        Piece(tuple(order[start : start + sizes[greedy]]), count, greedy)
+        for greedy, count in kinds
+        for start in range(0, len(order), sizes[greedy])
+    )
 
 
 def _problem_fields(problem: Problem, task: Task, grader: str) -> Record:

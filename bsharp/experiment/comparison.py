@@ -22,6 +22,7 @@ from bsharp.evaluation import RegimeRecords, build_results
 from bsharp.experiment.diagnose import CHEAP, DiagnosticsFailed, diagnose
 from bsharp.experiment.jobs import Event, Job, is_complete, run_jobs
 from bsharp.experiment.live_report import REFRESH_SECONDS, LiveReport
+from bsharp.experiment.measured import settled
 from bsharp.experiment.run import check_same_run
 from bsharp.experiment.setup import BASE, check_comparable, check_runnable, objective_of, regimes_of
 from bsharp.experiment.workbench import told_left_out, workbench_of
@@ -50,7 +51,10 @@ def compare(
     """
     regimes = regimes_of(config)
     config = dataclasses.replace(
-        config, workers=config.workers or default_workers(config.device), learning_rates=learning_rates_of(config)
+        config,
+        workers=config.workers or default_workers(config.device),
+        learning_rates=learning_rates_of(config),
+        weights=settled(config.weights, config.model, config.device, out),
     )
     jobs = plan_jobs(config, regimes, Path(out))
     bench = workbench_of(config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,8 +17,10 @@ from bsharp.config import (
     WeightsConfig,
     as_dict,
 )
-from bsharp.evaluation import evaluate
+from bsharp.evaluation.evaluate import Evaluation
+from bsharp.experiment.measured import settled
 from bsharp.experiment.monitors import alarms_for, probe_for
+from bsharp.experiment.saved import SavedEvaluation, evaluate_among
 from bsharp.experiment.setup import (
     check_evaluation,
     check_runnable,
@@ -25,14 +28,17 @@ from bsharp.experiment.setup import (
     set_threads,
 )
 from bsharp.experiment.workbench import Workbench, build_workbench, told_left_out, workbench_of
-from bsharp.generation import generator_for
+from bsharp.experiment.workers import evaluation_workers
+from bsharp.generation import Generator, generator_for
 from bsharp.models.adapters import make_policy
-from bsharp.models.loading import LanguageModel, load_language_model, weights_hash
+from bsharp.models.loading import LanguageModel, weights_hash
+from bsharp.models.placement import release_cached_memory
+from bsharp.models.products import product_library, set_product_library
 from bsharp.runlog import RunDirectory, differences
 from bsharp.tasks import Split
 from bsharp.training import Progress, Watcher, train_policy
 
-__all__ = ["check_same_run", "evaluate_model", "train", "validation_config", "validation_metrics"]
+__all__ = ["LastCheck", "check_same_run", "evaluate_model", "train", "validation_config", "validation_metrics"]
 
 Record = dict[str, Any]
 
@@ -43,13 +49,16 @@ def train(
     workbench: Workbench | None = None,
     watchers: Sequence[Watcher] = (),
     on_alarm: Callable[[str], None] | None = None,
+    last_check: LastCheck | None = None,
 ) -> tuple[LanguageModel, Progress]:
     """Train one policy under one objective into the run directory `out`; returns the policy and where it ended.
 
     A directory that holds an unfinished run of the same config, base and code goes on from its last checkpoint; of a
     different one it is left alone, and ConfigError shows the difference. `on_alarm` is told the sentence of every alarm.
+    `last_check` asks for more completions of the validation after the last step, and is given its records.
     """
     set_threads(config.threads)
+    config = replace(config, weights=settled(config.weights, config.model, config.device, out))
     bench = workbench or workbench_of(config)
     check_runnable(config, bench)
     objective = objective_of(config.objective)
@@ -60,20 +69,6 @@ def train(
         on_alarm(told_left_out(left_out))
     policy = make_policy(bench.base, config.weights, config.seed)
     generator = generator_for(policy, config.sampling.max_rows, config.sampling.backend)
-
-    def validate(model: LanguageModel, step: int) -> Mapping[str, float]:
-        check = validation_config(config, config.validation.samples)
-        records = evaluate(
-            model,
-            generator,
-            bench.base,
-            list(bench.tasks.values()),
-            bench.rewards,
-            check,
-            microbatch_rows=config.microbatch_rows,
-        )
-        return validation_metrics(records)
-
     progress = train_policy(
         config,
         policy,
@@ -83,12 +78,69 @@ def train(
         bench.tasks,
         bench.rewards,
         run,
-        validate,
+        _Validation(config, bench, policy, generator, last_check),
         watchers,
         probe_for(config, bench.base),
         alarms_for(config, run, on_alarm),
     )
     return policy, progress
+
+
+@dataclass
+class LastCheck:
+    """The validation after a run's last step: `samples` completions per problem, and what came of them.
+
+    Where the run ended before that step, or had ended when it was called again, `records` stays None.
+    """
+
+    samples: int
+    records: list[Record] | None = None
+
+
+class _Validation:
+    """(policy, step) → validation metrics of a run: the same problems and random streams at every check."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        bench: Workbench,
+        policy: LanguageModel,
+        generator: Generator,
+        last_check: LastCheck | None,
+    ) -> None:
+        self._config, self._bench, self._policy, self._generator = config, bench, policy, generator
+        self._last_check = last_check
+        self._evaluations: dict[int, Evaluation] = {}
+
+    def __call__(self, model: LanguageModel, step: int) -> Mapping[str, float]:
+        config, samples = self._config, self._config.validation.samples
+        if step == 0:
+            # Whole weights start as the base's, whatever the objective and the seed.
+            key = repr((validation_config(config, samples), config.microbatch_rows, config.threads, config.weights))
+            if config.weights.lora_rank is not None or key not in self._bench.at_start:
+                self._bench.at_start[key] = validation_metrics(self._records(samples))
+            return self._bench.at_start[key]
+        if step < config.steps or self._last_check is None:
+            return validation_metrics(self._records(samples))
+        # The first samples are the same whatever the number: a random stream belongs to each problem.
+        records = self._records(max(samples, self._last_check.samples))
+        self._last_check.records = [record for record in records if record["sample"] < self._last_check.samples]
+        return validation_metrics([record for record in records if record["sample"] < samples])
+
+    def _records(self, samples: int) -> list[Record]:
+        if samples not in self._evaluations:
+            made = [evaluation.problems for evaluation in self._evaluations.values()]
+            self._evaluations[samples] = Evaluation(
+                self._policy,
+                self._generator,
+                self._bench.base,
+                list(self._bench.tasks.values()),
+                self._bench.rewards,
+                validation_config(self._config, samples),
+                self._config.microbatch_rows,
+                problems=made[0] if made else None,
+            )
+        return self._evaluations[samples].records()
 
 
 def evaluate_model(
@@ -106,27 +158,33 @@ def evaluate_model(
     problems: ProblemsConfig = ProblemsConfig(),
     chat: ChatConfig = ChatConfig(),
     dtype: Literal["float32", "bfloat16"] = "float32",
+    workers: int = 1,
 ) -> list[Record]:
     """Records of `model` on `tasks`, also written to `out`/records.jsonl with config and manifest.
 
     With `base` given its log-probabilities stand beside the model's own, for KL and correlation. A directory that holds
-    something else is refused; with `reuse` the records of an equal evaluation that lie there are returned. Raises
-    ConfigError where the base has another vocabulary than the model.
+    something else is refused; with `reuse` the records of an equal evaluation that lie there are returned. `workers`
+    processes of `threads` threads share the work, 0 as many as the CPU's cores and the memory allow; the records do not depend
+    on it. Raises ConfigError where the base has another vocabulary than the model.
     """
     set_threads(threads)
     weights = WeightsConfig(dtype=dtype)
-    bench = build_workbench(
-        base or model,
-        tasks,
-        difficulties,
-        device,
-        problems=problems,
-        chat=chat,
-        weights=weights,
-        splits=(Split(config.split),),
+    arguments: dict[str, Any] = {
+        "model": base or model,
+        "task_names": tuple(tasks),
+        "difficulties": tuple(difficulties),
+        "device": device,
+        "problems": problems,
+        "chat": chat,
+        "weights": weights,
+        "splits": (Split(config.split),),
+    }
+    asked = SavedEvaluation(
+        arguments, None if base is None else model, "none" if base is None else "scored", config, threads
     )
+    bench = build_workbench(**arguments)
     check_evaluation(config, bench)
-    policy = bench.base if base is None else load_language_model(model, dtype, device, chat)
+    policy = asked.load_policy(bench)
     if policy.tokenizer.get_vocab() != bench.base.tokenizer.get_vocab():
         raise ConfigError(
             f"model = {model!r} and base = {base!r} have different vocabularies, so no log-probability can be compared; "
@@ -139,17 +197,24 @@ def evaluate_model(
     check_same_run(run, settings | {"evaluation": as_dict(config)}, ours)
     if reuse and (records := list(run.rows("records.jsonl"))):  # replaced in one step: there as a whole or not at all
         return records
-    records = evaluate(
-        policy,
-        generator_for(policy, config.max_rows, config.backend),
-        None if base is None else bench.base,
-        list(bench.tasks.values()),
-        bench.rewards,
-        config,
-        on_progress,
-    )
+    evaluation = asked.opened(bench, policy)
+    pieces = evaluation.pieces
+    megabytes = sum(_megabytes(model.model) for model in {id(m.model): m for m in (policy, bench.base)}.values())
+    sampled = sum(not piece.greedy for piece in pieces)
+    count = evaluation_workers(workers, device, threads, sampled, megabytes)
+    if count == 1:
+        records = evaluation.records(on_progress)
+    else:
+        del evaluation, policy, bench  # the workers may need the memory
+        release_cached_memory()
+        set_product_library(product_library())  # each would choose its own, and last bits with it
+        records = evaluate_among(count, asked, pieces, on_progress)
     run.write_rows("records.jsonl", records)
     return records
+
+
+def _megabytes(model: Any) -> float:
+    return float(sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()) / 1e6)
 
 
 def check_same_run(run: RunDirectory, config: Mapping[str, Any], ours: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ import importlib.util
 import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from bsharp.config import (
 )
 from bsharp.models.adapters import check_weights, prepare_base
 from bsharp.models.loading import LanguageModel, load_language_model, weights_hash
+from bsharp.models.products import product_library
 from bsharp.rewards import RewardFunction, reward_for
 from bsharp.runlog import manifest
 from bsharp.tasks import DIFFICULTIES, TASK_NAMES, ProceduralTask, Split, Task, load_task
@@ -31,7 +32,15 @@ from bsharp.tasks.gym import GymTask
 from bsharp.tasks.listed import ListedTask, Listing
 from bsharp.types import Problem
 
-__all__ = ["Workbench", "build_workbench", "load_tasks", "own_problems_only", "told_left_out", "workbench_of"]
+__all__ = [
+    "Workbench",
+    "build_workbench",
+    "load_tasks",
+    "own_problems_only",
+    "told_left_out",
+    "workbench_arguments",
+    "workbench_of",
+]
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,8 @@ class Workbench:
     left_out: Mapping[str, int]  # by task: training and validation problems that are also evaluated test problems
     splits: tuple[Split, ...] = tuple(Split)  # those that will be asked
     judge: str | None = None  # hash of the file of a reward of one's own
+    # What a validation said of the base, by its settings: every run of whole weights begins with the same one.
+    at_start: dict[str, Mapping[str, float]] = field(default_factory=dict, compare=False, repr=False)
 
     def manifest(self, **extra: Any) -> dict[str, Any]:
         """What a run of this workbench ran on; its identity holds how problems are read, asked and judged."""
@@ -55,7 +66,8 @@ class Workbench:
             for task in (self.evaluation_tasks if split is Split.TEST else self.tasks).values()
             if isinstance(task, ListedTask)
         }
-        found = manifest(self.base_hash, **extra)
+        chosen = {"dtype": str(self.base.model.dtype).removeprefix("torch."), "float32_products": product_library()}
+        found = manifest(self.base_hash, precision=chosen, **extra)
         identity = found["identity"]
         identity["prompts"] = _hash(_prompt_parts(self.base))
         if self.judge is not None:
@@ -114,17 +126,21 @@ def build_workbench(
 
 def workbench_of(config: TrainConfig | CompareConfig, evaluation_tasks: Sequence[str] = ()) -> Workbench:
     """The workbench that a config asks for; a comparison names its evaluation tasks itself."""
-    named = config.evaluation_tasks if isinstance(config, CompareConfig) else evaluation_tasks
-    return build_workbench(
-        config.model,
-        config.tasks,
-        config.difficulties,
-        config.device,
-        problems=config.problems,
-        chat=config.chat,
-        weights=config.weights,
-        evaluation_tasks=named,
-    )
+    return build_workbench(**workbench_arguments(config, evaluation_tasks))
+
+
+def workbench_arguments(config: TrainConfig | CompareConfig, evaluation_tasks: Sequence[str] = ()) -> dict[str, Any]:
+    """What `workbench_of` hands to `build_workbench`."""
+    return {
+        "model": config.model,
+        "task_names": config.tasks,
+        "difficulties": config.difficulties,
+        "device": config.device,
+        "problems": config.problems,
+        "chat": config.chat,
+        "weights": config.weights,
+        "evaluation_tasks": config.evaluation_tasks if isinstance(config, CompareConfig) else tuple(evaluation_tasks),
+    }
 
 
 def load_tasks(

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
-from multiprocessing import get_context
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-__all__ = ["Workers", "available_cores", "default_workers"]
+import torch
+
+from bsharp.processes import inherit, process_context
+
+__all__ = ["Workers", "available_cores", "default_workers", "evaluation_workers"]
 
 T = TypeVar("T")
 
@@ -25,11 +30,40 @@ def default_workers(device: str) -> int:
     return available_cores() if device == "cpu" else 1
 
 
-class Workers:
-    """Context manager of `count` processes; none is started before there is work, none outlives the block."""
+def evaluation_workers(wanted: int, device: str, threads: int, pieces: int, megabytes: float) -> int:
+    """Processes among which an evaluation of `pieces` equal pieces is dealt: `wanted`, or for 0 what the machine has room for.
 
-    def __init__(self, count: int) -> None:
-        self._pool = ProcessPoolExecutor(count, get_context("spawn"), initializer=_start)
+    That is one for every `threads` CPU cores, as long as their models of `megabytes` each fill at most half of the memory that
+    is free, and a single one on an accelerator.
+    """
+    if not wanted:
+        wanted = default_workers(device) // threads if device == "cpu" else 1
+        wanted = min(wanted, int(_free_megabytes() / 2 / max(megabytes, 1.0)))
+    return max(1, min(wanted, pieces))
+
+
+def _free_megabytes() -> float:
+    """Memory that could be had without swapping; infinite where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return math.inf
+    kilobytes = next((int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
+    return math.inf if kilobytes is None else kilobytes / 1000
+
+
+class Workers:
+    """Context manager of `count` processes; none is started before there is work, none outlives the block.
+
+    Without a word about the `device` they compute on they are started so that each may use any that is there.
+    """
+
+    def __init__(self, count: int, device: str | None = None) -> None:
+        if device is None:
+            device = "accelerator" if torch.accelerator.is_available() else "cpu"
+        self._pool = ProcessPoolExecutor(
+            count, process_context(device), initializer=inherit, initargs=(dict(os.environ),)
+        )
         self._closed = threading.Event()
 
     def __enter__(self) -> Workers:
@@ -50,14 +84,18 @@ class Workers:
         function: Callable[..., T],
         pieces: Sequence[tuple[Any, ...]],
         report: Callable[[int, int], None] | None = None,
+        sizes: Sequence[int] | None = None,
     ) -> list[T]:
-        """`function(*piece)` of every piece, in order; `report(done, all)` as they finish.
+        """`function(*piece)` of every piece, in order; `report(done, all)` as they finish, counted in pieces or in their `sizes`.
 
         Raises what a piece raises, the pieces after it then not begun, and RuntimeError where the block ended meanwhile.
         """
+        sizes = [1] * len(pieces) if sizes is None else sizes
+        done, total = 0, sum(sizes)
         if report:
-            report(0, len(pieces))
+            report(0, total)
         futures = [self._pool.submit(function, *piece) for piece in pieces]
+        size_of = dict(zip(futures, sizes, strict=True))
         pending = set(futures)
         try:
             while pending:
@@ -67,13 +105,10 @@ class Workers:
                     raise RuntimeError("the work was given up")
                 for future in finished:
                     future.result()
+                    done += size_of[future]
                 if report and finished:
-                    report(len(futures) - len(pending), len(pieces))
+                    report(done, total)
         finally:
             for future in pending:
                 future.cancel()
         return [future.result() for future in futures]
-
-
-def _start() -> None:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -235,7 +235,7 @@ def test_a_job_gives_back_the_memory_of_the_one_before_it_loads_its_own(
         raise _Enough
 
     monkeypatch.setattr(jobs, "release_cached_memory", lambda: told.append("released"))
-    monkeypatch.setattr(jobs, "workbench_of", load)
+    monkeypatch.setattr(jobs, "kept_workbench", load)
     with pytest.raises(_Enough):
         run_here(plan_jobs(SMALL, regimes_of(SMALL), tmp_path)[:1], 1, lambda event: None)
     assert told == ["released", "loading"]

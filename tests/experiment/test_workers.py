@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from work_pieces import square_after
 
-from bsharp.experiment.workers import Workers
+from bsharp.experiment import workers as workers_module
+from bsharp.experiment.workers import Workers, evaluation_workers
 
 
 def test_results_come_in_the_order_of_the_pieces_and_progress_is_told() -> None:
@@ -41,3 +42,40 @@ def test_a_thread_that_waits_is_set_free_when_the_block_ends() -> None:
         begun.wait()
     assert time.monotonic() - started < 30
     assert future.exception() is not None
+
+
+def test_progress_can_be_counted_in_the_sizes_of_the_pieces() -> None:
+    told: list[tuple[int, int]] = []
+    with Workers(1, "cpu") as workers:
+        workers.collect(square_after, [(0.0, 1), (0.3, 2)], lambda *call: told.append(call), sizes=[30, 5])
+    assert told[0] == (0, 35)
+    assert told[-1] == (35, 35)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "threads", "pieces", "megabytes", "count"),
+    [
+        (0, "cpu", 1, 99, 2.0, 8),  # one for every core
+        (0, "cpu", 3, 99, 2.0, 2),  # cores // threads
+        (0, "cpu", 16, 99, 2.0, 1),
+        (0, "cpu", 1, 3, 2.0, 3),  # none without a piece
+        (0, "cpu", 1, 99, 1500.0, 2),  # two fit into half of 6000 MB
+        (0, "cpu", 1, 99, 9000.0, 1),
+        (0, "cuda", 1, 99, 2.0, 1),
+        (5, "cpu", 3, 99, 9000.0, 5),  # as asked
+        (5, "cuda", 1, 4, 2.0, 4),
+        (1, "cpu", 1, 99, 2.0, 1),
+    ],
+)
+def test_an_evaluation_gets_as_many_processes_as_cores_memory_and_pieces_allow(
+    wanted: int,
+    device: str,
+    threads: int,
+    pieces: int,
+    megabytes: float,
+    count: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(workers_module, "available_cores", lambda: 8)
+    monkeypatch.setattr(workers_module, "_free_megabytes", lambda: 6000.0)
+    assert evaluation_workers(wanted, device, threads, pieces, megabytes) == count

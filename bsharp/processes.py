@@ -1,0 +1,89 @@
+"""How worker processes are started. Standard library only: this may run before anything heavy is imported.
+
+Importing torch and transformers takes a process several seconds. Where nothing but the CPU computes, one process imports them
+once, in the background, and every worker is forked from it in milliseconds. That process has run nothing of torch and has a
+single thread, so that the fork is safe; a fork of the process that trains would not be. With an accelerator every worker is
+started anew: a context of CUDA does not survive a fork.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from multiprocessing import forkserver
+from multiprocessing.context import BaseContext
+
+__all__ = ["inherit", "prepare_workers", "process_context"]
+
+_IMPORTED = ["bsharp.experiment.jobs"]
+_SERVED = sys.platform == "linux"
+
+# The variables that the imported libraries read once, when they are imported.
+_READ_AT_IMPORT = (
+    "CUDA_", "HF_", "HUGGINGFACE_", "KMP_", "MKL_", "OMP_", "OPENBLAS_", "PYTHON", "PYTORCH_", "TRANSFORMERS_", "XDG_"
+)  # fmt: skip
+
+# Waiting threads of two processes on the same cores must sleep: spinning, they cost up to 30 times. It counts where
+# torch is first imported, so it is set before a process is started.
+_SETTINGS = {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
+
+_environment: dict[str, str] | None = None  # what of it the workers' imports have read
+
+
+def prepare_workers() -> None:
+    """Begin to import what workers need, in the background. The earlier, the less the first pool waits."""
+    global _environment
+    if not _SERVED or _environment is not None:
+        return
+    _apply_settings()
+    multiprocessing.get_context("forkserver").set_forkserver_preload(_IMPORTED)
+    # Modules must be found where this process finds them, and not in the current folder first, where a file may have any name.
+    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+    with _set({"PYTHONSAFEPATH": "1", "PYTHONPATH": path}):
+        forkserver.ensure_running()
+    _environment = _read_at_import()
+
+
+def process_context(device: str) -> BaseContext:
+    """The multiprocessing context for workers that compute on `device`; they call `inherit` first.
+
+    What the imports have read from the environment stays as it was then, so workers under a changed one are started anew.
+    """
+    _apply_settings()
+    if _SERVED and device.partition(":")[0] == "cpu":
+        prepare_workers()
+        if _read_at_import() == _environment:
+            return multiprocessing.get_context("forkserver")
+    return multiprocessing.get_context("spawn")
+
+
+def inherit(environment: Mapping[str, str]) -> None:
+    """In a worker: the environment of the process that wants it, whatever it was forked from."""
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+def _apply_settings() -> None:
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+
+
+def _read_at_import() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith(_READ_AT_IMPORT)}
+
+
+@contextmanager
+def _set(values: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
