@@ -142,8 +142,6 @@ def _checked(model: nn.Module) -> Network | None:
     tokens = torch.tensor([first + second])
     backbone: Any = getattr(model, str(getattr(model, "base_model_prefix", "")))
     expected = backbone(input_ids=tokens, use_cache=False).last_hidden_state[0].float()
-    if not torch.isfinite(expected).all():
-        return network  # weights that are not finite: found out, and reported, where they are used
     return network if bool((found - expected).abs().max() <= TOLERANCE * expected.abs().max()) else None
 
 
