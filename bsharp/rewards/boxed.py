@@ -2,6 +2,7 @@ r"""Exact grading of a whole number or fraction in the first `\boxed{...}`: the 
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from fractions import Fraction
@@ -22,10 +23,13 @@ def canonical_number(text: str) -> str | None:
     Blanks around it and a leading + are allowed, blanks within it are not.
     """
     stripped = text.strip(" \t\n")
-    if not _NUMBER.fullmatch(stripped):
-        return None
+    return _lowest_terms(stripped) if _NUMBER.fullmatch(stripped) else None
+
+
+@functools.lru_cache(maxsize=4096)  # a gold answer is read once per completion, and answers repeat
+def _lowest_terms(number: str) -> str | None:
     try:
-        return str(Fraction(stripped))
+        return str(Fraction(number))
     except ZeroDivisionError:
         return None
 

@@ -25,6 +25,7 @@ __all__ = ["ExtractionRule", "extract_answer", "extract_gold"]
 
 ExtractionRule = Literal["first_box", "last_box", "final_number", "tagged"]
 
+_RULES = get_args(ExtractionRule)
 _CALCULATOR_MARK = re.compile(r"<<[^<>\n]*>>")
 _TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 _HASHES = "####"
@@ -36,8 +37,8 @@ def extract_answer(text: str, rule: ExtractionRule) -> str | None:
 
     An empty box is the empty string: an answer was given, and it is empty. Raises ValueError for an unknown rule.
     """
-    if rule not in get_args(ExtractionRule):
-        raise ValueError(f"unknown extraction rule {rule!r}; use one of {', '.join(get_args(ExtractionRule))}")
+    if rule not in _RULES:
+        raise ValueError(f"unknown extraction rule {rule!r}; use one of {', '.join(_RULES)}")
     if rule == "first_box":
         return next(boxed_answers(text), None)
     *_, boxed = (None, *boxed_answers(text, loose=True))

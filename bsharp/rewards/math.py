@@ -8,6 +8,7 @@ The limit is of processor time, so that a busy machine makes no right answer lat
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import queue
@@ -15,8 +16,9 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -29,10 +31,15 @@ __all__ = ["MathVerifyReward"]
 
 _PACKAGE = Path(__file__).parents[2]
 _MAX_ANSWER_CHARACTERS = 2_000
+BATCH = 32
+"""Answers that a worker is given at once: asking takes about as long as judging a number."""
+_BATCHES_PER_WORKER = 4
 _START_LIMIT = 120.0  # seconds to import sympy on a busy machine; not part of an item's limit
 _STARVED = (
     20.0  # a worker that waits instead of computing is given up after this many times its limit of processor time
 )
+Pair = tuple[str, str | None]
+Reply = dict[str, str]
 _BY_CLOCK = os.name != "posix"  # no limit of processor time there
 
 
@@ -50,7 +57,8 @@ class MathVerifyReward:
     worker died): no reward. A gold answer of words, or one that the parser cannot read, is compared as normalised text.
 
     `workers` processes grade at once; each is started at first use and stopped by `close`, by the context manager or at exit.
-    Equal answers to equal golds are judged once per call. A copy in another process starts workers of its own.
+    They are given up to BATCH answers at a time, each of which has its own limit. Equal answers to equal golds are judged once
+    per call. A copy in another process starts workers of its own.
     """
 
     def __init__(self, time_limit: float = 10.0, workers: int = 1, extraction: ExtractionRule = "last_box") -> None:
@@ -73,12 +81,15 @@ class MathVerifyReward:
         golds = [problem.answer for problem in problems]
         found = [extract_answer(completion.text, self.extraction) for completion in completions]
         asked = list(dict.fromkeys((gold, _short(answer)) for gold, answer in zip(golds, found, strict=True)))
-        if self.workers == 1 or len(asked) < 2:
-            replies = [self._ask(*pair) for pair in asked]
+        # Several batches a worker, so that none has long to wait for the last one.
+        size = min(BATCH, max(1, len(asked) // (_BATCHES_PER_WORKER * self.workers)))
+        batches = [asked[start : start + size] for start in range(0, len(asked), size)]
+        if self.workers == 1 or len(batches) < 2:
+            replies = [self._ask(batch) for batch in batches]
         else:
-            with ThreadPoolExecutor(min(self.workers, len(asked))) as threads:
-                replies = list(threads.map(lambda pair: self._ask(*pair), asked))
-        reply_to = dict(zip(asked, replies, strict=True))
+            with ThreadPoolExecutor(min(self.workers, len(batches))) as threads:
+                replies = list(threads.map(self._ask, batches))
+        reply_to = dict(zip(asked, itertools.chain.from_iterable(replies), strict=True))
         return [_grade(gold, answer, reply_to[gold, _short(answer)]) for gold, answer in zip(golds, found, strict=True)]
 
     def close(self) -> None:
@@ -105,11 +116,11 @@ class MathVerifyReward:
         for worker in self._workers:
             self._idle.put(worker)
 
-    def _ask(self, gold: str, answer: str | None) -> dict[str, str]:
-        # The gold answer is checked even where there is no answer: a gold that cannot be read is an error for everyone.
+    def _ask(self, pairs: Sequence[Pair]) -> list[Reply]:
+        # A gold answer is checked even where there is no answer: one that cannot be read is an error for everyone.
         worker = self._idle.get()
         try:
-            return worker.ask({"gold": gold, "answer": answer}, self.time_limit)
+            return worker.ask(pairs, self.time_limit)
         finally:
             self._idle.put(worker)
 
@@ -118,7 +129,7 @@ def _short(answer: str | None) -> str | None:
     return answer if answer is not None and len(answer) <= _MAX_ANSWER_CHARACTERS else None
 
 
-def _grade(gold: str, answer: str | None, reply: dict[str, str]) -> Grade:
+def _grade(gold: str, answer: str | None, reply: Reply) -> Grade:
     status = GradeStatus(reply["status"])
     if status is GradeStatus.UNPARSEABLE and _short(answer) is None:
         detail = "no complete box" if answer is None else f"the answer has {len(answer)} characters"
@@ -129,31 +140,42 @@ def _grade(gold: str, answer: str | None, reply: dict[str, str]) -> Grade:
 
 
 class _Worker:
-    """One process that answers one JSON line with one JSON line. Used by one thread at a time."""
+    """One process that answers a JSON line with pairs by one JSON line a pair. Used by one thread at a time."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
         self._finalizer: weakref.finalize[[subprocess.Popen[str], int], _Worker] | None = None
 
-    def ask(self, request: dict[str, str | None], time_limit: float) -> dict[str, str]:
+    def ask(self, pairs: Sequence[Pair], time_limit: float) -> list[Reply]:
+        """A reply to each pair; the one at which the process ends, by its limit or otherwise, costs no other."""
+        replies: list[Reply] = []
+        while len(replies) < len(pairs):
+            replies += self._replies(pairs[len(replies) :], time_limit)
+        return replies
+
+    def _replies(self, pairs: Sequence[Pair], time_limit: float) -> list[Reply]:
+        """Replies to the first of the pairs, one at least."""
         wait = time_limit if _BY_CLOCK else _STARVED * time_limit
+        found: list[Reply] = []
+        expired = False
         try:
-            if self._process is None and self._start() is None:
-                return {"status": "error", "detail": "the math-verify worker did not start; is math-verify installed?"}
-            reply, expired = self._exchange(json.dumps(request | {"seconds": f"{time_limit}"}), wait)
+            if self._process is None and not self._start():
+                return [
+                    {"status": "error", "detail": "the math-verify worker did not start; is math-verify installed?"}
+                ]
+            found, expired = self._exchange(json.dumps({"seconds": time_limit, "pairs": pairs}), len(pairs), wait)
         except OSError as error:
-            reply, expired = None, False
             detail = f"the math-verify worker cannot be reached: {error}"
         else:
             detail = "the math-verify worker died"
-        if reply is not None:
-            return reply
+        if len(found) == len(pairs):
+            return found
         # The worker's own alarm clock ends it where it computes for too long.
         expired = expired or (not _BY_CLOCK and self._ended_by() == signal.SIGPROF)
         self.stop()
         if expired:
-            return {"status": "timeout", "detail": f"not decided within {time_limit:g} s"}
-        return {"status": "error", "detail": detail}
+            return [*found, {"status": "timeout", "detail": f"not decided within {time_limit:g} s"}]
+        return [*found, {"status": "error", "detail": detail}]
 
     def stop(self) -> None:
         if self._finalizer is not None:
@@ -168,7 +190,7 @@ class _Worker:
             return -self._process.wait(5.0)  # its output may close a moment before it is gone
         return None
 
-    def _start(self) -> dict[str, str] | None:
+    def _start(self) -> bool:
         # -P keeps the current folder off the path, where a file named math.py would do harm.
         program = (
             f"import sys; sys.path.insert(0, {str(_PACKAGE)!r}); from bsharp.rewards.math_worker import main; main()"
@@ -182,38 +204,57 @@ class _Worker:
             encoding="utf-8",
         )
         self._finalizer = weakref.finalize(self, _end, self._process, os.getpid())
-        ready, _ = self._exchange(None, _START_LIMIT)
-        if ready is None:
+        ready, _ = self._exchange(None, 1, _START_LIMIT)
+        if not ready:
             self.stop()
-        return ready
+        return bool(ready)
 
-    def _exchange(self, line: str | None, time_limit: float) -> tuple[dict[str, str] | None, bool]:
-        """The reply, or None and whether the limit was the reason."""
+    def _exchange(self, line: str | None, replies: int, time_limit: float) -> tuple[list[Reply], bool]:
+        """The replies before the process ended, and whether it was ended because one took longer than the limit."""
         process = self._process
         assert process is not None
         assert process.stdin is not None
         assert process.stdout is not None
-        expired = threading.Event()
-
-        def expire() -> None:
-            expired.set()
-            process.kill()  # ends the blocking read below
-
-        timer = threading.Timer(time_limit, expire)
-        timer.daemon = True
-        timer.start()
-        try:
+        found: list[Reply] = []
+        with _Clock(time_limit, process.kill) as clock:  # the end of the process ends the blocking read
             if line is not None:
                 process.stdin.write(line + "\n")
                 process.stdin.flush()
-            reply = process.stdout.readline()
-        finally:
-            timer.cancel()
-            timer.join()
+            while len(found) < replies and (reply := process.stdout.readline()).endswith("\n"):
+                clock.begin()
+                found.append(json.loads(reply))
         # A reply that came just as the limit struck still counts; the process is gone then, and the next call restarts it.
-        if expired.is_set():
+        if clock.expired.is_set() and len(found) == replies:
             self.stop()
-        return (json.loads(reply) if reply.endswith("\n") else None), expired.is_set()
+        return found, clock.expired.is_set()
+
+
+class _Clock:
+    """Calls `strike` once where `limit` seconds pass without `begin`; one thread for all of them."""
+
+    def __init__(self, limit: float, strike: Callable[[], None]) -> None:
+        self.expired = threading.Event()
+        self._limit, self._strike, self._over = limit, strike, threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def begin(self) -> None:
+        self._deadline = time.monotonic() + self._limit
+
+    def __enter__(self) -> _Clock:
+        self.begin()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._over.wait(max(0.0, self._deadline - time.monotonic())):
+            if time.monotonic() >= self._deadline:
+                self.expired.set()
+                self._strike()
+                return
 
 
 def _end(process: subprocess.Popen[str], started_by: int) -> None:

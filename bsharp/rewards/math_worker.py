@@ -1,4 +1,4 @@
-"""The process in which one math-verify worker runs: a JSON line in, a JSON line out."""
+"""The process in which one math-verify worker runs: a JSON line with pairs in, a JSON line out for each pair."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _read(text: str) -> tuple[Reading, ...] | None:
 
 
 def main() -> None:
-    """Answer lines of standard input until it ends. Ends by SIGPROF where one line takes more than its seconds."""
+    """Answer lines of standard input until it ends. Ends by SIGPROF where one pair takes more than its seconds."""
     logging.disable(logging.CRITICAL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
     has_clock = hasattr(signal, "setitimer")
@@ -78,14 +78,16 @@ def main() -> None:
     judge(r"\frac{1}{2}", r"\sqrt{2}x")  # imports and warms up everything before the first limit runs
     print(json.dumps({"status": "ready"}), file=replies, flush=True)
     for line in sys.stdin:
-        try:
-            request = json.loads(line)
+        request = json.loads(line)
+        for gold, answer in request["pairs"]:
+            try:
+                if has_clock:
+                    signal.setitimer(signal.ITIMER_PROF, float(request["seconds"]))
+                reply = judge(gold, answer)
+            except Exception as error:
+                # Any failure belongs to this answer alone.
+                reply = {"status": "error", "detail": f"{type(error).__name__}: {error}"[:300]}
             if has_clock:
-                signal.setitimer(signal.ITIMER_PROF, float(request["seconds"]))
-            reply = judge(request["gold"], request["answer"])
-        except Exception as error:
-            # Any failure belongs to this answer alone.
-            reply = {"status": "error", "detail": f"{type(error).__name__}: {error}"[:300]}
-        if has_clock:
-            signal.setitimer(signal.ITIMER_PROF, 0.0)
-        print(json.dumps(reply), file=replies, flush=True)
+                signal.setitimer(signal.ITIMER_PROF, 0.0)
+            # Sent at once: what the next pair does to this process must not cost this reply.
+            print(json.dumps(reply), file=replies, flush=True)

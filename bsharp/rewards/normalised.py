@@ -16,6 +16,7 @@ For numbers it is exactly equality of values: 0.4999999 is not 0.5 and 0.333 is 
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from fractions import Fraction
@@ -28,6 +29,7 @@ from bsharp.types import Completion, Grade, GradeStatus, Problem
 __all__ = ["NormalisedReward", "canonical_answer"]
 
 _MAX_CHARACTERS = 2_000
+_KEPT_CHARACTERS = 200
 _MAX_EXPONENT = 400  # a larger power of ten would only fill the memory
 _MAX_DIGITS = 1_000
 
@@ -128,11 +130,19 @@ def _read(text: str) -> tuple[str | None, str]:
     """The normalised form of an answer and the unit that it names."""
     if len(text) > _MAX_CHARACTERS or not any(character.isalnum() for character in text):
         return None, ""
+    return _read_known(text) if len(text) <= _KEPT_CHARACTERS else _read_anew(text)
+
+
+def _read_anew(text: str) -> tuple[str | None, str]:
     try:
         cleaned, unit = _clean(text)
         return _whole(cleaned) or None, unit
     except RecursionError:
         return None, ""
+
+
+# A gold answer is read once per completion, and answers repeat; what is long seldom does.
+_read_known = functools.lru_cache(maxsize=4096)(_read_anew)
 
 
 def _whole(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,8 @@ from pathlib import Path
 import pytest
 from graded_elsewhere import grade_numbers
 
-from bsharp.rewards import MathVerifyReward
+from bsharp.rewards import MathVerifyReward, math_reading
+from bsharp.rewards.math import BATCH
 from bsharp.types import Completion, FinishReason, Grade, GradeStatus, Problem
 
 CORRECT, WRONG, UNPARSEABLE = GradeStatus.CORRECT, GradeStatus.WRONG, GradeStatus.UNPARSEABLE
@@ -348,7 +350,8 @@ def test_worker_processes_of_a_pool_grade_with_workers_of_their_own(reward: Math
 def test_a_forked_copy_neither_uses_nor_ends_the_worker_of_its_parent() -> None:
     program = """
 import os, sys
-from bsharp.rewards import MathVerifyReward
+from bsharp.rewards import MathVerifyReward, math_reading
+from bsharp.rewards.math import BATCH
 sys.path.insert(0, sys.argv[1])
 from graded_elsewhere import grade_numbers
 reward = MathVerifyReward(time_limit=60)
@@ -376,10 +379,52 @@ print(worker.pid)
 def test_equal_answers_are_judged_once_per_call(reward: MathVerifyReward, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str | None] = []
     ask = reward._ask
-    monkeypatch.setattr(reward, "_ask", lambda gold, answer: asked.append(answer) or ask(gold, answer))
+    monkeypatch.setattr(reward, "_ask", lambda pairs: asked.extend(answer for _, answer in pairs) or ask(pairs))
     grades = reward(*paired(["1", "1", "2", "1"], [r"\boxed{1}", r"x \boxed{1}", r"\boxed{1}", "none"]))
     assert [result.status for result in grades] == [CORRECT, CORRECT, WRONG, UNPARSEABLE]
     assert asked == ["1", "1", None]
+
+
+def test_an_endless_answer_within_a_batch_costs_no_other() -> None:
+    golds = [str(number) for number in range(40)]
+    endless = ["3", "9", "39"]
+    texts = [ENDLESS if gold in endless else f"\\boxed{{{gold}}}" for gold in golds]
+    with MathVerifyReward(time_limit=0.5) as reward:
+        grades = reward(*paired(golds, texts))
+    assert [gold for gold, result in zip(golds, grades, strict=True) if result.status is TIMEOUT] == endless
+    assert sum(result.status is CORRECT for result in grades) == 37
+
+
+def test_workers_are_asked_in_batches(reward: MathVerifyReward, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    ask = reward._ask
+    monkeypatch.setattr(reward, "_ask", lambda pairs: sizes.append(len(pairs)) or ask(pairs))
+    for number, expected in ((3, [1] * 3), (40, [10] * 4), (2 * BATCH * 4 + 1, [BATCH] * 8 + [1])):
+        golds = [str(gold) for gold in range(number)]
+        grades = reward(*paired(golds, [f"\\boxed{{{gold}}}" for gold in golds]))
+        assert {result.status for result in grades} == {CORRECT}
+        assert sizes == expected
+        sizes.clear()
+
+
+def test_plain_fractions_are_read_as_the_parser_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [
+        written.format(above, below)
+        for written in ("{}/{}", "-{}/{}", "\\frac{{{}}}{{{}}}", "-\\frac{{{}}}{{{}}}")
+        for above, below in (
+            ("3", "4"),
+            ("6", "4"),
+            ("0", "7"),
+            ("007", "2"),
+            ("8", "2"),
+            (str(10**40), "3"),
+            ("1", "0"),
+        )
+    ]
+    ours = [math_reading._parse(text) for text in texts]
+    monkeypatch.setattr(math_reading, "_PLAIN_FRACTION", re.compile("never"))
+    for text, value, parsed in zip(texts, ours, map(math_reading._parse, texts), strict=True):
+        assert (value, type(value)) == (parsed, type(parsed)), text
 
 
 def test_it_is_symmetric_and_reflexive_on_the_answers_of_the_table(reward: MathVerifyReward) -> None:
