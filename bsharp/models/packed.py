@@ -241,9 +241,11 @@ def _norm_backward(
 ) -> Float[Tensor, "... K"]:
     """∂L/∂x = (n − x̂ · mean(n · x̂)) / √(mean x² + ε), with x̂ the normalised values and n = of_outputs · weight.
 
-    `known` is what `_normalised` gave for x.
+    `known` is what `_normalised` gave for x. Where mean x² has overflowed the gradient is NaN, so that it is noticed: by this
+    formula it would be 0.
     """
     normalised, inverse = known
+    inverse = inverse.masked_fill(inverse == 0.0, torch.nan)
     terms = of_outputs * normalised  # float32 at least
     if weight.requires_grad:
         sink.vector(weight, terms.flatten(1, -2).sum(1) if terms.ndim > 2 else terms)

@@ -9,6 +9,7 @@ from model_families import reduced_config
 from torch import Tensor
 from transformers import AutoModelForCausalLM, MistralConfig
 
+from bsharp.models import packed
 from bsharp.models import packing as packing_module
 from bsharp.models.network import Network, network_of
 from bsharp.models.packed import backward, forward, hidden_states, prefill
@@ -39,6 +40,7 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     ),
     "qwen2": lambda: reduced_config("qwen2_5", VOCABULARY),
     "qwen3": lambda: reduced_config("qwen3", VOCABULARY),
+    "qwen3, a padding token that is read": lambda: reduced_config("qwen3", VOCABULARY),
     "qwen3, untied, one key head": lambda: reduced_config(
         "qwen3", VOCABULARY, num_key_value_heads=1, tie_word_embeddings=False
     ),
@@ -56,7 +58,7 @@ def _several_grids(monkeypatch: pytest.MonkeyPatch) -> None:
 def model_of(name: str, dtype: torch.dtype = torch.float64) -> Any:
     """Weights, norms and biases all differ from what they are at first."""
     config = CONFIGS[name]()
-    config.pad_token_id = None
+    config.pad_token_id = PROMPTS[1][0] if "padding" in name else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float64).eval()
@@ -242,3 +244,24 @@ def test_prompts_alone_can_be_run() -> None:
         states = [model.base_model(torch.tensor([prompt])).last_hidden_state[0] for prompt in PROMPTS[2:4]]
     assert relative(hidden_states(network, packing), torch.cat(states)) < 1e-6
     assert set(gradients(network, packing)) == set(model.parameters())
+
+
+def test_a_gradient_through_a_norm_that_has_overflowed_is_not_finite() -> None:
+    values = torch.full((1, 4), 1e25)
+    known = packed._normalised(values, 1e-6)
+    assert bool((known[0] == 0).all())  # 1e50 is no float32
+
+    class Sink:
+        def vector(self, weight: torch.Tensor, terms: torch.Tensor) -> None: ...
+
+    gradient = packed._norm_backward(torch.ones(1, 4), known, torch.ones(4), Sink())  # type: ignore[arg-type]
+    assert not bool(torch.isfinite(gradient).any())
+
+
+def test_rows_without_a_token_can_be_run_and_have_no_gradient() -> None:
+    network, _ = network_and(model_of("qwen3"))
+    ids, mask = responses()
+    packing = pack(network, PROMPTS, ids, torch.zeros_like(mask), PARTS)
+    assert hidden_states(network, packing).shape == (0, network.embedding.shape[1])
+    assert all(keys.shape[0] == values.shape[0] == 0 for keys, values in prefill(network, packing)[1])
+    assert not any(gradient.any() for gradient in gradients(network, packing).values())
