@@ -79,9 +79,13 @@ class RunDirectory:
         """Replace `name` by these lines in one step."""
         target = self.path / name
         temporary = target.with_name(f"{target.name}.{os.getpid()}.part")
-        with temporary.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        os.replace(temporary, target)
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            os.replace(temporary, target)
+        except BaseException:  # the rows may be made while they are written
+            temporary.unlink(missing_ok=True)
+            raise
 
     def rows(self, name: str) -> Iterator[dict[str, Any]]:
         """The lines of `name`. A last line cut off by a crash is left out; a broken line elsewhere is an error. Bytes that

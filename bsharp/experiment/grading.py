@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import itertools
 import json
 import math
 import os
+import shutil
+import tempfile
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bsharp.config import ConfigError, ProblemsConfig
 from bsharp.experiment.regrading import Regraded, grade_fields, regrade
@@ -25,7 +31,7 @@ from bsharp.types import Completion, FinishReason, Grade, GradeStatus, Problem
 
 __all__ = ["GradedFile", "Regraded", "grade_file", "regrade"]
 
-_AT_ONCE = 256  # lines between two reports of progress
+_AT_ONCE = 256  # lines in memory, graded in one call and between two reports of progress
 
 
 @dataclass(frozen=True)
@@ -76,54 +82,151 @@ def grade_file(
         raise ConfigError(f"out = {str(out)!r} is the file that is graded; choose another name")
     kind = _kind_of(task, settings)
     rule = REWARD_KINDS[kind][1]
-    numbers, problems, groups = _read(source, str(task or kind), rule, text_field, gold_field, settings.prompt_field)
-    reward = reward_for(kind, settings)
-    graded: list[list[Grade]] = []
-    for start in range(0, len(problems), _AT_ONCE):
-        graded += _grade_lines(reward, problems[start : start + _AT_ONCE], groups[start : start + _AT_ONCE])
-        if on_progress:
-            on_progress(len(graded), len(problems))
-    rows = [
-        {
-            "line": number,
-            "gold": problem.answer,
-            **(grade_fields(grades[0]) if isinstance(texts, str) else _all(grades)),
-        }
-        for number, problem, texts, grades in zip(numbers, problems, groups, graded, strict=True)
-    ]
-    _write(target, rows)
-    counts = Counter(grade.status for grades in graded for grade in grades)
-    return GradedFile(target, len(rows), counts, _mean_reward(graded))
+    counts: Counter[GradeStatus] = Counter()
+    means = array("d")
+    with _Source(source) as lines:
+        fields = (str(task or kind), rule, text_field, gold_field, settings.prompt_field)
+        # All lines are read before the first is graded: grading a million answers to find the last line broken helps nobody.
+        total = sum(1 for _ in _read(lines, *fields))
+        reward = reward_for(kind, settings)
+        with _Target(target) as file:
+            asked = _read(lines, *fields)
+            while batch := list(itertools.islice(asked, _AT_ONCE)):
+                graded = _grade_lines(reward, batch)
+                for line, grades in zip(batch, graded, strict=True):
+                    found = grade_fields(grades[0]) if isinstance(line.texts, str) else _all(grades)
+                    file.write(
+                        json.dumps({"line": line.number, "gold": line.problem.answer, **found}, ensure_ascii=False)
+                    )
+                    counts.update(grade.status for grade in grades)
+                    means.append(_mean(grades))
+                if on_progress:
+                    on_progress(len(means), total)
+    return GradedFile(target, len(means), counts, _mean_reward(np.asarray(means)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """What a line of the graded file asks."""
+
+    number: int  # from 1, blank lines counted
+    problem: Problem
+    texts: str | list[str]
 
 
 def _read(
-    source: Path, family: str, rule: ExtractionRule, text_field: str, gold_field: str, prompt_field: str
-) -> tuple[list[int], list[Problem], list[str | list[str]]]:
-    """The number, the problem and the completions of every line."""
-    numbers, problems, groups = [], [], []
-    for number, row in _lines(source):
-        where = f"{source}, line {number}"
+    lines: Iterable[tuple[str, int, dict[str, Any]]],
+    family: str,
+    rule: ExtractionRule,
+    text_field: str,
+    gold_field: str,
+    prompt_field: str,
+) -> Iterator[_Line]:
+    for place, number, row in lines:
+        where = f"{place}, line {number}"
         gold = extract_gold(_gold(_field(row, gold_field, where, "--gold-field"), gold_field, where), rule)
         others = {key: value for key, value in row.items() if key not in (text_field, gold_field)}
         # A conversation in this field stays a column: a question is text.
         question = others.pop(prompt_field) if isinstance(others.get(prompt_field), str) else ""
-        problems.append(Problem(str(row.get("id", number)), family, family, question, gold, metadata=others))
-        groups.append(_texts(_field(row, text_field, where, "--text-field"), text_field, where))
-        numbers.append(number)
-    return numbers, problems, groups
+        problem = Problem(str(row.get("id", number)), family, family, question, gold, metadata=others)
+        yield _Line(number, problem, _texts(_field(row, text_field, where, "--text-field"), text_field, where))
 
 
-def _write(target: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """All lines or, with a ConfigError, none."""
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.part")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-        os.replace(temporary, target)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise ConfigError(f"cannot write {target}: {error.strerror}; choose another place") from None
+class _Source:
+    """The JSON objects of a file with their place and line numbers, read anew by every iteration.
+
+    ConfigError for a file or a line that cannot be used. What can be read only once, such as a pipe, is kept in a temporary file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: IO[bytes] | None = None
+
+    def __enter__(self) -> _Source:
+        with self._readable():
+            self._file = self._path.open("rb")
+            if not self._path.is_file():
+                kept = tempfile.TemporaryFile()
+                with self._file as once:
+                    shutil.copyfileobj(once, kept)
+                self._file = kept
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def __iter__(self) -> Iterator[tuple[str, int, dict[str, Any]]]:
+        assert self._file is not None
+        with self._readable():
+            self._file.seek(0)
+        # A carriage return ends a line as well: `bytes.splitlines`.
+        lines = itertools.chain.from_iterable(part.splitlines() for part in self._file)
+        empty = True
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                empty = False
+                yield str(self._path), number, self._parsed(number, line)
+        if empty:
+            raise ConfigError(f"{self._path} is empty; give a file with one JSON object per line")
+
+    def _parsed(self, number: int, line: bytes) -> dict[str, Any]:
+        where = f"{self._path}, line {number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ConfigError(f"{where} is not JSON ({error}); one JSON object per line is needed") from None
+        if not isinstance(row, dict):
+            raise ConfigError(f"{where} is {type(row).__name__}, not a JSON object; write {{…}} with named fields")
+        return row
+
+    @contextlib.contextmanager
+    def _readable(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ConfigError(f"cannot read {self._path}: {error.strerror}; check the path") from None
+
+
+class _Target:
+    """A file that is written line by line and there as a whole or, where the work on it fails, not at all."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+        self._file: IO[str] | None = None
+
+    def __enter__(self) -> _Target:
+        with self._writable():
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            if self._path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            self._file = self._temporary.open("w", encoding="utf-8")
+        return self
+
+    def write(self, line: str) -> None:
+        """Add `line` and an end of line."""
+        assert self._file is not None
+        with self._writable():
+            self._file.write(line + "\n")
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        assert self._file is not None
+        try:
+            with self._writable():
+                self._file.close()
+                if kind is None:
+                    os.replace(self._temporary, self._path)
+        finally:
+            with contextlib.suppress(OSError):
+                self._temporary.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _writable(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ConfigError(f"cannot write {self._path}: {error.strerror}; choose another place") from None
 
 
 def _all(grades: Sequence[Grade]) -> dict[str, Any]:
@@ -145,47 +248,23 @@ def _kind_of(task: str | None, settings: ProblemsConfig) -> str:
     return kind
 
 
-def _grade_lines(
-    reward: RewardFunction, problems: Sequence[Problem], groups: Sequence[str | list[str]]
-) -> list[list[Grade]]:
-    texts = [[group] if isinstance(group, str) else group for group in groups]
-    repeated = [problem for problem, group in zip(problems, texts, strict=True) for _ in group]
+def _grade_lines(reward: RewardFunction, lines: Sequence[_Line]) -> list[list[Grade]]:
+    texts = [[line.texts] if isinstance(line.texts, str) else line.texts for line in lines]
+    repeated = [line.problem for line, group in zip(lines, texts, strict=True) for _ in group]
     completions = [Completion((), (), FinishReason.EOS, text) for group in texts for text in group]
     grades = iter(reward(repeated, completions))
     return [[next(grades) for _ in group] for group in texts]
 
 
-def _mean_reward(graded: Sequence[Sequence[Grade]]) -> Estimate:
-    means = []
-    for grades in graded:
-        rewards = [grade.reward for grade in grades if grade.reward is not None]
-        means.append(sum(rewards) / len(rewards) if rewards else math.nan)
-    families = ["all"] * len(means)
-    return mean_where_defined(
-        np.asarray(means), "graded file", families, "share", reason="not graded", bounds=(0.0, 1.0)
-    )
+def _mean(grades: Sequence[Grade]) -> float:
+    """Mean reward of the graded ones; NaN where there is none."""
+    rewards = [grade.reward for grade in grades if grade.reward is not None]
+    return sum(rewards) / len(rewards) if rewards else math.nan
 
 
-def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The JSON objects of a file with their line numbers; ConfigError for a file or a line that cannot be used."""
-    try:
-        lines = [(number, line) for number, line in enumerate(path.read_bytes().splitlines(), start=1) if line.strip()]
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}; check the path") from None
-    if not lines:
-        raise ConfigError(f"{path} is empty; give a file with one JSON object per line")
-    for number, line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ConfigError(
-                f"{path}, line {number} is not JSON ({error}); one JSON object per line is needed"
-            ) from None
-        if not isinstance(row, dict):
-            raise ConfigError(
-                f"{path}, line {number} is {type(row).__name__}, not a JSON object; write {{…}} with named fields"
-            )
-        yield number, row
+def _mean_reward(means: NDArray[np.float64]) -> Estimate:
+    alike = np.zeros(len(means), dtype=np.intp)
+    return mean_where_defined(means, "graded file", alike, "share", reason="not graded", bounds=(0.0, 1.0))
 
 
 def _field(row: Mapping[str, Any], name: str, where: str, flag: str) -> Any:

@@ -6,10 +6,11 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ __all__ = ["Regraded", "grade_fields", "regrade"]
 Record = dict[str, Any]
 
 FOLDER = "regraded"
+AT_ONCE = 1024
+"""Records in memory, graded in one call."""
 _EVALUATED = "records.jsonl"
 _GRADED = ("records_last.jsonl", "records_best.jsonl", "validation_last.jsonl")
 _TAKEN_OVER = ("config.json", "manifest.json", "metrics.jsonl", "complete.json", "alarms.jsonl")
@@ -68,6 +71,9 @@ def regrade(
     `run`/regraded/<grader>/, a run directory of its own; the originals are left alone. Where in a completion the answer
     stands is the task's rule and does not change. What training saw does not change either: results.json says so.
 
+    Records are read, graded and written AT_ONCE and a problem's rest at a time, so memory does not grow with the run, and a
+    reward of your own that compares the completions of a problem sees them together.
+
     <grader> is the grader's name, or for a reward of your own its file, its function and eight digits of the file's SHA-256:
     another function, or the same one changed, has another folder. `on_progress(file, done, total)` counts files. Raises
     ConfigError for a folder without records, for one that regrade wrote, and for graders that need what records do not keep.
@@ -78,26 +84,27 @@ def regrade(
     problems_of_run = _problems_config(folder)
     graders = _Graders(dataclasses.replace(_grading_of(settings), **_sources_of(problems_of_run)))
     out = RunDirectory(folder / FOLDER / grader)
-    agreement: Agreement | None = None
-    before: dict[Path, list[Record]] = {}
-    after: dict[Path, list[Record]] = {}
-    for done, file in enumerate(files):
-        place = file.relative_to(folder)
-        if on_progress:
-            on_progress(str(place), done, len(files))
-        old = list(RunDirectory(file.parent).rows(file.name))
-        new, found = _regraded(old, graders)
-        agreement = found if agreement is None else agreement.joined(found)
-        before[place], after[place] = old, new
-    assert agreement is not None
-    for place, records in after.items():
-        target = RunDirectory((out.path / place).parent)
-        target.write_rows(place.name, records)
+    again = _Again(graders)
+    done: dict[Path, Path] = {}
+    try:
+        for number, file in enumerate(files):
+            place = file.relative_to(folder)
+            if on_progress:
+                on_progress(str(place), number, len(files))
+            target = RunDirectory((out.path / place).parent)
+            done[target.path / f"{place.name}.new"] = target.path / place.name
+            target.write_rows(f"{place.name}.new", again.rows(RunDirectory(file.parent).rows(file.name)))
+        for new, target_file in done.items():
+            os.replace(new, target_file)
+    finally:
+        for new in done:
+            new.unlink(missing_ok=True)
+    agreement = again.agreement()
     for file in {file.parent for file in files} | {folder}:
         _take_over(file, out.path / file.relative_to(folder))
     manifest = out.read_json("manifest.json") or {}
     out.write_json("manifest.json", manifest | {"regraded": {"grader": grader, "original": str(folder.resolve())}})
-    accuracy = _write_figures(folder, out, before, after, graders.settings)
+    accuracy = _write_figures(folder, out, graders.settings)
     result = Regraded(out.path, grader, accuracy, agreement)
     out.write_json("agreement.json", agreement.as_json())
     (out.path / "agreement.md").write_text(result.markdown() + "\n", encoding="utf-8")
@@ -187,31 +194,59 @@ def _reward_of(name: str, settings: ProblemsConfig) -> RewardFunction:
     return reward_for(task, settings)
 
 
-def _regraded(records: Sequence[Record], graders: _Graders) -> tuple[list[Record], Agreement]:
-    """The records with new grades, in order, and the agreement of old and new grades."""
-    problems = [_problem_of(record) for record in records]
-    completions = [_completion_of(record) for record in records]
-    grades: list[Grade | None] = [None] * len(records)
-    for name in dict.fromkeys(problem.task for problem in problems):
-        places = [place for place, problem in enumerate(problems) if problem.task == name]
-        given = graders[name]([problems[p] for p in places], [completions[p] for p in places])
-        for place, grade in zip(places, given, strict=True):
-            grades[place] = grade
-    new = [grade for grade in grades if grade is not None]
-    names = {problem.task: type(graders[problem.task]).__name__ for problem in problems}
-    found = agreement_of(
-        " / ".join(dict.fromkeys(str(record["grader"]) for record in records)) + " (before)",
-        " / ".join(dict.fromkeys(names.values())) + " (now)",
-        problems,
-        [completion.text for completion in completions],
-        [_grade_of(record) for record in records],
-        new,
-    )
-    rows = [
-        record | grade_fields(grade) | {"exact_match": grade.exact_match, "grader": names[record["task"]]}
-        for record, grade in zip(records, new, strict=True)
-    ]
-    return rows, found
+class _Again:
+    """Records with new grades, and on the way the agreement of old and new grades."""
+
+    def __init__(self, graders: _Graders) -> None:
+        self._graders = graders
+        self._found: Agreement | None = None
+        # Names in order of appearance.
+        self._before: dict[str, None] = {}
+        self._now: dict[str, None] = {}
+
+    def rows(self, records: Iterable[Record]) -> Iterator[Record]:
+        """The records with new grades, in order."""
+        for chunk in _by_problem(records):
+            yield from self._regraded(chunk)
+
+    def agreement(self) -> Agreement:
+        """That of all records so far."""
+        assert self._found is not None
+        before, now = " / ".join(self._before), " / ".join(self._now)
+        return dataclasses.replace(self._found, first=f"{before} (before)", second=f"{now} (now)")
+
+    def _regraded(self, records: Sequence[Record]) -> list[Record]:
+        problems = [_problem_of(record) for record in records]
+        completions = [_completion_of(record) for record in records]
+        grades: list[Grade | None] = [None] * len(records)
+        for name in dict.fromkeys(problem.task for problem in problems):
+            places = [place for place, problem in enumerate(problems) if problem.task == name]
+            given = self._graders[name]([problems[p] for p in places], [completions[p] for p in places])
+            for place, grade in zip(places, given, strict=True):
+                grades[place] = grade
+        new = [grade for grade in grades if grade is not None]
+        names = {problem.task: type(self._graders[problem.task]).__name__ for problem in problems}
+        self._before |= dict.fromkeys(str(record["grader"]) for record in records)
+        self._now |= dict.fromkeys(names.values())
+        texts = [completion.text for completion in completions]
+        found = agreement_of("before", "now", problems, texts, [_grade_of(record) for record in records], new)
+        self._found = found if self._found is None else self._found.joined(found)
+        return [
+            record | grade_fields(grade) | {"exact_match": grade.exact_match, "grader": names[record["task"]]}
+            for record, grade in zip(records, new, strict=True)
+        ]
+
+
+def _by_problem(records: Iterable[Record]) -> Iterator[list[Record]]:
+    """The records in order, AT_ONCE or a few more at a time: neighbours of one problem stay together."""
+    chunk: list[Record] = []
+    for record in records:
+        if len(chunk) >= AT_ONCE and record["problem_id"] != chunk[-1]["problem_id"]:
+            yield chunk
+            chunk = []
+        chunk.append(record)
+    if chunk:
+        yield chunk
 
 
 def _problem_of(record: Record) -> Problem:
@@ -246,40 +281,33 @@ def _take_over(source: Path, target: Path) -> None:
             shutil.copyfile(source / name, target / name)
 
 
-def _write_figures(
-    folder: Path,
-    out: RunDirectory,
-    before: Mapping[Path, Sequence[Record]],
-    after: Mapping[Path, Sequence[Record]],
-    settings: ProblemsConfig,
-) -> dict[str, tuple[Estimate, Estimate]]:
+def _write_figures(folder: Path, out: RunDirectory, settings: ProblemsConfig) -> dict[str, tuple[Estimate, Estimate]]:
     """Results or summary of the new records; accuracy of every model before and after."""
-    if (place := Path(_EVALUATED)) in after:
-        records = after[place]
-        out.write_json("summary.json", summarize([records]))
+
+    def accuracy(name: str, files: Sequence[str]) -> tuple[Estimate, Estimate]:
+        before, after = (_accuracy([run.samples(file) for file in files], name) for run in (RunDirectory(folder), out))
+        return before, after
+
+    if not (folder / BASE).is_dir():
+        out.write_json("summary.json", summarize([out.samples(_EVALUATED)]))
         out.write_json("config.json", (out.read_json("config.json") or {}) | {"problems": as_dict(settings)})
-        return {"model": (_accuracy([before[place]], "model"), _accuracy([records], "model"))}
+        return {"model": accuracy("model", [_EVALUATED])}
     config = dataclasses.replace(open_comparison(folder).config, problems=settings)
-    written = RunDirectory(out.path)
-    written.write_json("config.json", comparable_config(config))
-    results = write_results(config, written, regimes_of(config))
+    out.write_json("config.json", comparable_config(config))
+    results = write_results(config, out, regimes_of(config))
     results["choices_using_labels"].append(
         "everything before the end of training (rewards, validation, the best checkpoint): the original run's grader; "
         "only the evaluations were graded again"
     )
-    written.write_json("results.json", results)
-    (written.path / "table.md").write_text(results_markdown(results), encoding="utf-8")
-    accuracy = {}
-    for name in (BASE, *regimes_of(config)):
-        places = [Path(BASE)] if name == BASE else [Path(name) / f"seed_{seed}" for seed in config.seeds]
-        both = [[table[place / "records_last.jsonl"] for place in places] for table in (before, after)]
-        accuracy[name] = _accuracy(both[0], name), _accuracy(both[1], name)
-    return accuracy
+    out.write_json("results.json", results)
+    (out.path / "table.md").write_text(results_markdown(results), encoding="utf-8")
+    folders = {BASE: [BASE]} | {name: [f"{name}/seed_{seed}" for seed in config.seeds] for name in regimes_of(config)}
+    return {name: accuracy(name, [f"{place}/{_GRADED[0]}" for place in places]) for name, places in folders.items()}
 
 
-def _accuracy(records_by_seed: Sequence[Sequence[Record]], name: str) -> Estimate:
+def _accuracy(records_by_seed: Sequence[Iterable[Record]], name: str) -> Estimate:
     """Share of right answers among the graded samples, as in the results."""
     figures = problem_figures(records_by_seed, name)
     values = figures.values["accuracy"]
     values = values[0] if name in (BASE, "model") else values  # untrained, or trained elsewhere: there are no seeds
-    return mean_where_defined(values, f"{name}/accuracy", figures.families, "share", bounds=(0.0, 1.0))
+    return mean_where_defined(values, f"{name}/accuracy", figures.family_codes, "share", bounds=(0.0, 1.0))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from sample_runs import make_comparison, make_evaluation
 
 from bsharp.config import ConfigError, ProblemsConfig
 from bsharp.evaluation import validate_results
+from bsharp.experiment import grading, regrading
 from bsharp.experiment.comparison import comparable_config, write_results
 from bsharp.experiment.finished import open_comparison
 from bsharp.experiment.grading import grade_file, regrade
@@ -187,6 +190,51 @@ def test_what_cannot_be_graded_again_is_one_clear_line(tmp_path: Path) -> None:
     shutil.rmtree(folder)
 
 
+class Counted(dict[str, Any]):
+    """A record that knows how many of its kind there are at once."""
+
+    alive = most = 0
+
+    def __init__(self, *content: Any) -> None:
+        super().__init__(*content)
+        Counted.alive += 1
+        Counted.most = max(Counted.most, Counted.alive)
+
+    def __del__(self) -> None:
+        Counted.alive -= 1
+
+
+def test_records_are_regraded_piece_by_piece_with_the_grades_and_the_agreement_of_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = rows(make_evaluation(tmp_path / "evaluation") / "records.jsonl")
+    records = [row | {"problem_id": f"{row['problem_id']}/{copy}"} for copy in range(20) for row in records]
+    found = []
+    for at_once in (10**9, 7):
+        monkeypatch.setattr(regrading, "AT_ONCE", at_once)
+        Counted.alive = Counted.most = 0
+        again = regrading._Again(regrading._Graders(NORMALISED))
+        sizes, regraded = [], again._regraded
+        monkeypatch.setattr(
+            again, "_regraded", lambda chunk, do=regraded, sizes=sizes: sizes.append(len(chunk)) or do(chunk)
+        )
+        graded = [dict(row) for row in again.rows(Counted(record) for record in records)]
+        found.append((graded, again.agreement()))
+    assert found[0] == found[1]
+    assert sizes == [10] * (len(records) // 10)  # whole problems: four samples and a greedy one each
+    assert Counted.most <= 2 * 10 + 1
+
+
+def test_a_grader_that_fails_midway_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(regrading, "AT_ONCE", 1)
+    folder = make_evaluation(tmp_path / "evaluation")
+    records = rows(folder / "records.jsonl")
+    RunDirectory(folder).write_rows("records.jsonl", [*records, records[-1] | {"problem_id": "z", "task": "gym:lcm"}])
+    with pytest.raises(ConfigError):
+        regrade(folder, ProblemsConfig())
+    assert [path for path in (folder / "regraded").rglob("*") if path.is_file()] == []
+
+
 def lines(path: Path, *items: Any) -> Path:
     path.write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
     return path
@@ -217,6 +265,40 @@ def test_one_grade_a_line_in_order(tmp_path: Path) -> None:
     assert "7 completions of 5 lines: 2 correct, 2 wrong, 2 unparseable, 0 timeout, 1 error" in done.text()
     assert "1 of 5 problems left out: not graded" in done.text()
     assert seen == [(5, 5)]
+
+
+def test_lines_are_graded_piece_by_piece_and_come_out_as_of_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = [{"text": [f"\\boxed{{{n}}}", "none"][: 1 + n % 2], "gold": n - n % 3} for n in range(30)]
+    source, outcomes = lines(tmp_path / "samples.jsonl", *items), []
+    for at_once in (4, 256):
+        monkeypatch.setattr(grading, "_AT_ONCE", at_once)
+        seen: list[tuple[int, int]] = []
+        sizes: list[int] = []
+        grade = grading._grade_lines
+        monkeypatch.setattr(
+            grading, "_grade_lines", lambda r, batch, s=sizes, g=grade: s.append(len(batch)) or g(r, batch)
+        )
+        done = grade_file(source, tmp_path / "out.jsonl", "gsm8k", on_progress=lambda *p, s=seen: s.append(p))
+        outcomes.append((rows(done.out), done.counts, done.accuracy))
+        assert seen == [(min(end, 30), 30) for end in range(at_once, 30 + at_once, at_once)]
+        assert max(sizes) <= at_once
+        monkeypatch.setattr(grading, "_grade_lines", grade)
+    assert outcomes[0] == outcomes[1]
+
+
+def test_a_carriage_return_ends_a_line_and_a_pipe_is_read_like_a_file(tmp_path: Path) -> None:
+    text = json.dumps(GOOD) + "\r" + json.dumps(GOOD | {"gold": "6"}) + "\r\n\r" + json.dumps(GOOD)
+    source, pipe = tmp_path / "samples.jsonl", tmp_path / "pipe"
+    source.write_bytes(text.encode())
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_bytes(text.encode()))
+    writer.start()
+    found = [rows(grade_file(path, tmp_path / "grades.jsonl", "gsm8k").out) for path in (pipe, source)]
+    writer.join()
+    assert [(row["line"], row["status"]) for row in found[1]] == [(1, "correct"), (2, "wrong"), (4, "correct")]
+    assert found[0] == found[1]
 
 
 def test_blank_lines_are_skipped_and_counted(tmp_path: Path) -> None:
