@@ -11,9 +11,6 @@ from bsharp.models import packing as packing_module
 from bsharp.models.network import Network, network_of
 from bsharp.models.packing import Grid, Packing, pack
 
-Token = tuple[tuple[int, ...], int]
-"""A packed token: the text that ends with it, which no other token of its part shares, and its number."""
-
 PROMPTS = [(1, 2, 3, 4, 5), (2,), (1, 2, 3, 4, 5), (3, 1, 4), (2,), (1, 2, 3, 4, 5), (4, 4)]
 LENGTHS = [7, 3, 1, 12, 5, 4, 1]
 
@@ -140,29 +137,26 @@ def test_the_places_of_a_key_are_all_those_where_a_query_sees_it(
     keys = torch.cat([grid.keys for grid in found.grids])
     places, begins = found.key_places
     ends = [*begins.tolist()[1:], len(places)]
-    sums = torch.zeros(len(found.token_ids) * network.kv_heads, dtype=torch.long)
+    # A text's grid row reads each of its keys at one place: a prompt's own row, and those of longer texts behind it.
+    readers: list[set[int]] = [set() for _ in found.token_ids]
+    for (packed, _), visible in seen_by(found, network).items():
+        for token, _ in visible:
+            readers[token].add(row_of(found, network, packed))
     for key, (begin, end) in enumerate(zip(begins.tolist(), ends, strict=True)):
         here = places[begin:end]
-        assert len(here.unique()) == len(here)
+        assert len(here.unique()) == len(here) == len(readers[key // network.kv_heads])
         assert bool((keys[here] == key).all())
-        sums[key] = len(here)
-    # A prompt's keys are seen by the prompt and by every response of more than one token, a response's by itself.
-    text = texts(found, PROMPTS, responses, mask)
-    for packed, own in enumerate(text):
-        inside = next(
-            part
-            for part, (t, _) in zip([[3, 1, 0], [2, 6], [5, 4]], found.parts, strict=True)
-            if t.start <= packed < t.stop
-        )
-        readers = [row for row in inside if LENGTHS[row] > 1 and PROMPTS[row][: len(own)] == own]
-        readers = [row for row in readers if is_of(found, packed, PROMPTS[row])]
-        in_prompt = any(own == PROMPTS[row][: len(own)] for row in inside)
-        assert sums[packed] == (1 + len(readers) if in_prompt else 1)
 
 
-def is_of(packing: Packing, packed: int, prompt: tuple[int, ...]) -> bool:
-    start = packed - int(packing.positions[packed])
-    return tuple(packing.token_ids[start : start + len(prompt)].tolist()) == prompt
+def row_of(packing: Packing, network: Network, packed: int) -> int:
+    """Which row of all grids, one after the other, the token asks in."""
+    place, before = int(packing.query_places[packed * network.heads]), 0
+    for grid in packing.grids:
+        rows, asking, _ = grid.shape
+        if place < len(grid.queries):
+            return before + place // (network.heads * asking)
+        place, before = place - len(grid.queries), before + rows
+    raise AssertionError("a token that asks nowhere")
 
 
 def test_rows_without_tokens_add_nothing(network: Network) -> None:

@@ -12,15 +12,19 @@ from bsharp.config import ConfigError
 from bsharp.models import products
 from bsharp.models.products import fast_products, linear, product_library, set_product_library
 
+BEFORE = torch.backends.mkldnn.matmul.fp32_precision
+"""Torch's setting before any test."""
+
 
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No library chosen or measured before, and none afterwards."""
+    """No library chosen or measured before, and none afterwards; no test leaves torch's setting changed."""
     monkeypatch.setenv(products.VARIABLE, "")
     faster = products._faster
     faster.cache_clear()
     yield
     faster.cache_clear()
+    assert setting() == BEFORE
 
 
 @pytest.fixture(params=["default", "onednn"])
