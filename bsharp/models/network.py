@@ -101,7 +101,7 @@ class Network:
 _networks: WeakKeyDictionary[nn.Module, Network | None] = WeakKeyDictionary()
 
 
-def network_of(model: nn.Module) -> Network | None:
+def network_of(model: Any) -> Network | None:
     """The network of a model on the CPU, or None where transformers' own modules are to run it.
 
     Found out once for a model, by looking at its parts and by running both on a few tokens. The weights are the model's own
@@ -109,6 +109,9 @@ def network_of(model: nn.Module) -> Network | None:
     """
     if _disabled or getattr(model, "device", None) != torch.device("cpu"):
         return None
+    known = _networks.get(model)
+    if known is not None and known.embedding is not model.get_input_embeddings().weight:  # it has been resized
+        del _networks[model]
     if model not in _networks:
         keep_freed_memory()
         with torch._C.DisableTorchFunction(), torch.inference_mode():
@@ -138,7 +141,10 @@ def _checked(model: nn.Module) -> Network | None:
     vocabulary = len(network.embedding)
     first, second = ([(step * place + 1) % vocabulary for place in range(4)] for step in (7, 11))
     packing = pack(network, [first], torch.tensor([[*second, 0]]), torch.ones((1, 5), dtype=torch.bool))
-    found = hidden_states(network, packing).float()
+    try:
+        found = hidden_states(network, packing).float()
+    except RuntimeError:  # shapes that are not what they are elsewhere in the family
+        return None
     tokens = torch.tensor([first + second])
     backbone: Any = getattr(model, str(getattr(model, "base_model_prefix", "")))
     expected = backbone(input_ids=tokens, use_cache=False).last_hidden_state[0].float()
