@@ -135,7 +135,7 @@ def test_the_best_of_a_side_is_the_smallest_median_among_those_with_the_same_ref
 def test_prompts_have_the_lengths_that_are_asked_for() -> None:
     from speed.workloads import Workload, prompts
 
-    first, second = prompts(Workload("tiny", 5, 8, 48), steps=2)
+    first, second = prompts(Workload("6M", 5, 8, 48), steps=2)
     assert sorted(len(text) for text in first) == [20, 22, 24, 26, 28]
     assert sorted(map(len, second)) == sorted(map(len, first))
     assert len({*first, *second}) == 10

@@ -17,7 +17,7 @@ from bsharp.config import AlgorithmConfig, OptimizerConfig, SamplingConfig, Trai
 from bsharp.generation import SamplingParams, generator_for
 from bsharp.models.adapters import make_policy, prepare_base
 from bsharp.models.loading import load_language_model
-from bsharp.rollouts import build_batch, collect_rollouts
+from bsharp.rollouts import build_batch, collect_rollouts, summarize_rollouts
 from bsharp.seeding import generator as random_stream
 from bsharp.training import Update, build_optimizer, training_step
 from bsharp.training import step as step_module
@@ -69,8 +69,8 @@ class OurStep:
         self._base = prepare_base(load_language_model(folder, settings.dtype, device), settings)
         self._policy = make_policy(self._base, settings, seed=0)
         self._generator = generator_for(self._policy, max(defaults.sampling.max_rows, workload.rows))
-        trained = [parameter for parameter in self._policy.model.parameters() if parameter.requires_grad]
-        self._optimizer = build_optimizer(trained, OptimizerConfig(learning_rate=LEARNING_RATE))
+        self._trained = [parameter for parameter in self._policy.model.parameters() if parameter.requires_grad]
+        self._optimizer = build_optimizer(self._trained, OptimizerConfig(learning_rate=LEARNING_RATE))
         sampling = SamplingConfig(
             prompts_per_step=workload.prompts,
             group_size=workload.group,
@@ -121,12 +121,16 @@ class OurStep:
         self.metrics = training_step(
             self._policy, self._base, self._objective, batch, self._optimizer, self._update, None, order
         )
+        finite = all(bool(parameter.isfinite().all()) for parameter in self._trained)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         ended = time.perf_counter()
+        self.metrics |= summarize_rollouts(groups)
+        if not finite:
+            raise RuntimeError("a weight is not finite")
         grading, logprobs = clock.seconds.get("grading", 0.0), clock.seconds.get("logprobs", 0.0)
         return {
-            "seconds": ended - started,
+            "seconds": time.perf_counter() - started,
             "rollout": sampled - started - grading,
             "grading": grading,
             "logprobs": logprobs,

@@ -20,12 +20,15 @@ __all__ = ["Lock", "Measured", "measure"]
 
 WORKER = Path(__file__).resolve().parent
 TAIL = 2000
+OTHERS = 0.05
+"""Share of all cores that other processes may use during a step; beyond it the step is repeated."""
+DISTURBED = 3
 
 
 class Lock:
     """A file lock around measurements, for a machine on which others measure too: exclusive in steps, shared elsewhere."""
 
-    def __init__(self, path: str | None = None, seconds: float = 75.0) -> None:
+    def __init__(self, path: str | None = None, seconds: float = 90.0) -> None:
         """An exclusive lock is handed back between two steps once it has been held for `seconds`."""
         self._path, self._seconds = path, seconds
         self._file: int | None = None
@@ -65,7 +68,8 @@ class Measured:
     error: str | None = None
 
     def values(self, key: str) -> list[float]:
-        return [step[key] for step in self.steps]
+        """Of all counted steps that report it."""
+        return [step[key] for step in self.steps if key in step]
 
     def as_dict(self) -> dict[str, Any]:
         return {"loaded_bytes": self.loaded_bytes, "steps": self.steps} | ({"error": self.error} if self.error else {})
@@ -113,6 +117,39 @@ class _Process:
         self._tell("go")
         return self._read()
 
+    def undisturbed_step(self) -> dict[str, Any] | None:
+        """A step during which other processes used little of the machine, repeated up to DISTURBED times; else the best of them.
+
+        `others` is their share of all cores.
+        """
+        best: dict[str, Any] | None = None
+        for _ in range(DISTURBED + 1):
+            before = self._processor_seconds()
+            started = time.monotonic()
+            values = self.step()
+            if values is None:
+                return best
+            all_of_it, own = (new - old for new, old in zip(self._processor_seconds(), before, strict=True))
+            elapsed = max(time.monotonic() - started, 1e-3)
+            values["others"] = max(0.0, all_of_it - own) / elapsed / (os.cpu_count() or 1)
+            if best is None or values["others"] < best["others"]:
+                best = values
+            if values["others"] <= OTHERS:
+                break
+        return best
+
+    def _processor_seconds(self) -> tuple[float, float]:
+        """Busy seconds of all cores so far, and of this process."""
+        times = psutil.cpu_times()
+        idle = times.idle + getattr(times, "iowait", 0.0)
+        try:
+            own = psutil.Process(self._process.pid).cpu_times()
+        except psutil.NoSuchProcess:
+            return 0.0, 0.0
+        return sum(times) - getattr(times, "guest", 0.0) - getattr(
+            times, "guest_nice", 0.0
+        ) - idle, own.user + own.system
+
     def trim(self) -> None:
         """Give back memory that the allocator keeps for the next step, which then has to ask for it anew."""
         if self.alive:
@@ -150,6 +187,7 @@ def measure(
     that a machine that grows slower or faster favours none. One that fails keeps its error and drops out. With `longest` a
     warm-up step beyond so many seconds is the last: neither that variant nor those behind it are measured.
 
+    A step during which other processes computed is repeated (see OTHERS).
     Where less than a fifth of the machine's memory is left, the waiting processes are made to give theirs back.
     """
     lock = lock or Lock()
@@ -164,7 +202,7 @@ def measure(
             for process in _order(processes, number):
                 lock.exclusive()
                 _make_room(processes)
-                values = process.step()
+                values = process.undisturbed_step() if number >= 0 else process.step()
                 if values is not None and number >= 0:
                     process.measured.steps.append(values)
                 if number < 0 and longest and values is not None and values["seconds"] > longest:

@@ -100,6 +100,7 @@ def peak_stepper(folder: str, workload: Workload, dtype: str) -> Callable[[], di
         nonlocal fastest
         started = time.perf_counter()
         fastest = max(fastest, bandwidth())
+        timer.begin_round()
         limits: dict[str, dict[str, float]] = {}
         for name, phase in parts.items():
             timer.measure(phase, together.get(name))

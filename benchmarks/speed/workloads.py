@@ -12,7 +12,9 @@ from types import MappingProxyType
 import torch
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
+from bsharp.config import TrainConfig
 from bsharp.models.tiny import embedded_folder
+from bsharp.tasks import Split, load_task
 
 __all__ = ["MODELS", "WORKLOADS", "Workload", "make_folder", "prompts"]
 
@@ -122,7 +124,13 @@ def make_folder(name: str, parent: Path, eos_rate: float | None = None, **change
 
 
 def prompts(workload: Workload, steps: int) -> list[list[str]]:
-    """The prompts of each step: rows of digits, one token a digit, whose lengths go evenly from 5/6 to 7/6 of the mean."""
+    """The prompts of each step.
+
+    Of the trained model they are problems of its own tasks; of the others rows of digits, one token a digit, whose lengths go
+    evenly from 5/6 to 7/6 of the mean.
+    """
+    if MODELS.get(workload.model, {}) is None:
+        return _problems(workload.prompts, steps)
     draw = random.Random(0)
     low, high = workload.prompt_tokens * 5 // 6, workload.prompt_tokens * 7 // 6
     found = []
@@ -131,6 +139,14 @@ def prompts(workload: Workload, steps: int) -> list[list[str]]:
         draw.shuffle(lengths)
         found.append(["".join(draw.choice("0123456789") for _ in range(length)) for length in lengths])
     return found
+
+
+def _problems(count: int, steps: int) -> list[list[str]]:
+    found = []
+    for task in (load_task(name) for name in TrainConfig().tasks):
+        found.append([task.prompt(problem) for problem in task.problems(Split.TRAIN, -(-count * steps // 2), 0)])
+    dealt = [text for pair in zip(*found, strict=True) for text in pair]
+    return [dealt[step * count : (step + 1) * count] for step in range(steps)]
 
 
 @torch.no_grad()
