@@ -23,6 +23,8 @@ TAIL = 2000
 OTHERS = 0.05
 """Share of all cores that other processes may use during a step; beyond it the step is repeated."""
 DISTURBED = 3
+TRIMMING = 0.5
+"""Seconds in which the waiting processes give memory back."""
 
 
 class Lock:
@@ -141,14 +143,14 @@ class _Process:
     def _processor_seconds(self) -> tuple[float, float]:
         """Busy seconds of all cores so far, and of this process."""
         times = psutil.cpu_times()
-        idle = times.idle + getattr(times, "iowait", 0.0)
+        # Linux counts a guest's seconds among those of the user too.
+        apart = ("idle", "iowait", "guest", "guest_nice")
+        busy = sum(times) - sum(getattr(times, name, 0.0) for name in apart)
         try:
             own = psutil.Process(self._process.pid).cpu_times()
         except psutil.NoSuchProcess:
-            return 0.0, 0.0
-        return sum(times) - getattr(times, "guest", 0.0) - getattr(
-            times, "guest_nice", 0.0
-        ) - idle, own.user + own.system
+            return busy, 0.0
+        return busy, own.user + own.system
 
     def trim(self) -> None:
         """Give back memory that the allocator keeps for the next step, which then has to ask for it anew."""
@@ -187,8 +189,8 @@ def measure(
     that a machine that grows slower or faster favours none. One that fails keeps its error and drops out. With `longest` a
     warm-up step beyond so many seconds is the last: neither that variant nor those behind it are measured.
 
-    A step during which other processes computed is repeated (see OTHERS).
-    Where less than a fifth of the machine's memory is left, the waiting processes are made to give theirs back.
+    A step during which other processes computed is repeated (see OTHERS). Where less than a fifth of the machine's memory is
+    left, the waiting processes are made to give theirs back.
     """
     lock = lock or Lock()
     processes: list[_Process] = []
@@ -225,6 +227,7 @@ def _make_room(processes: Sequence[_Process]) -> None:
     if memory.available < memory.total / 5:
         for process in processes:
             process.trim()
+        time.sleep(TRIMMING)
 
 
 def _order(processes: Sequence[_Process], number: int) -> Sequence[_Process]:
