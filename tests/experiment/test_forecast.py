@@ -54,7 +54,8 @@ def test_samples_are_drawn_once_and_other_settings_are_refused(done: Path, monke
     def never(*arguments: object, **options: object) -> None:
         raise AssertionError("sampled again")
 
-    monkeypatch.setattr(run_module, "evaluate", never)
+    monkeypatch.setattr(run_module, "evaluate_among", never)  # in several processes
+    monkeypatch.setattr(run_module.SavedEvaluation, "opened", never)  # in this one
     forecast_model("embedded:tiny", TASKS, SETTINGS, done)
     assert (done / "records.jsonl").read_bytes() == before
     more = ForecastConfig(problems=SETTINGS.problems, samples=8)
