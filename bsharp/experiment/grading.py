@@ -1,4 +1,4 @@
-"""Grading without a model: completions from anywhere (`bsharp grade`), and a run's records again (`bsharp regrade`)."""
+"""Completions from anywhere graded without a model: what `bsharp grade` does. Imports neither torch nor what trains a model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bsharp.config import ConfigError, ProblemsConfig
-from bsharp.experiment.regrading import Regraded, grade_fields, regrade
 from bsharp.rewards import REWARD_KINDS, RewardFunction, reward_for
 from bsharp.rewards.extract import ExtractionRule, extract_gold
 from bsharp.statistics.intervals import Estimate
@@ -29,7 +28,7 @@ from bsharp.statistics.samples import mean_where_defined
 from bsharp.tasks import load_task
 from bsharp.types import Completion, FinishReason, Grade, GradeStatus, Problem
 
-__all__ = ["GradedFile", "Regraded", "grade_file", "regrade"]
+__all__ = ["GradedFile", "grade_fields", "grade_file"]
 
 _AT_ONCE = 256  # lines in memory, graded in one call and between two reports of progress
 
@@ -103,6 +102,12 @@ def grade_file(
                 if on_progress:
                     on_progress(len(means), total)
     return GradedFile(target, len(means), counts, _mean_reward(np.asarray(means)))
+
+
+def grade_fields(grade: Grade) -> dict[str, Any]:
+    """A grade as the fields of a record; the reward is null where nothing could be said."""
+    reward = None if grade.reward is None else float(grade.reward)
+    return {"status": str(grade.status), "detail": grade.detail, "answer": grade.answer, "reward": reward}
 
 
 @dataclass(frozen=True, slots=True)

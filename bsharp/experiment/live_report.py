@@ -12,10 +12,13 @@ from bsharp.reporting import write_report
 __all__ = ["LiveReport"]
 
 REFRESH_SECONDS = 30.0
+SHARE = 0.01
+"""Of the time that writing the page may take from the runs: the larger it grows, the more seldom it is written."""
 
 
 class LiveReport:
-    """Rewrites report.html at most every `seconds` while events come in. A page that fails never fails the comparison."""
+    """Rewrites report.html at most every `seconds`, and more seldom where that would take more than SHARE of the time, while
+    events come in. A page that fails never fails the comparison."""
 
     def __init__(
         self,
@@ -28,7 +31,7 @@ class LiveReport:
         self._folder = folder
         self._jobs, self._complete = jobs, jobs - to_do
         self._on_event = on_event
-        self._seconds = seconds
+        self._seconds, self._took = seconds, 0.0
         self._written = time.monotonic()
         self.failure: str | None = None
 
@@ -36,11 +39,12 @@ class LiveReport:
         """Hand the event on; a page whose time has come is written before the next one."""
         self._on_event(event)
         self._complete += event.phase == "complete"
-        if time.monotonic() - self._written >= self._seconds:
+        if time.monotonic() - self._written >= max(self._seconds, self._took / SHARE):
             self.write(f"running: {self._complete} of {self._jobs} runs done")
 
     def write(self, status: str | None = None) -> Path | None:
         """Write the page; None, with the reason in `failure`, where that is not possible."""
+        started = time.monotonic()
         try:
             self.failure = None
             return write_report([self._folder], status=status)
@@ -49,3 +53,4 @@ class LiveReport:
             return None
         finally:
             self._written = time.monotonic()
+            self._took = self._written - started

@@ -19,6 +19,7 @@ from bsharp.config import ConfigError, ProblemsConfig, as_dict, build_config
 from bsharp.evaluation import problem_figures, summarize
 from bsharp.experiment.comparison import comparable_config, write_results
 from bsharp.experiment.finished import open_comparison
+from bsharp.experiment.grading import grade_fields
 from bsharp.experiment.setup import BASE, regimes_of
 from bsharp.reporting import results_markdown
 from bsharp.rewards import REWARD_KINDS, RewardFunction, load_reward, reward_for
@@ -29,7 +30,7 @@ from bsharp.statistics.samples import mean_where_defined
 from bsharp.tasks import load_task
 from bsharp.types import Completion, FinishReason, Grade, GradeStatus, Problem
 
-__all__ = ["Regraded", "grade_fields", "regrade"]
+__all__ = ["Regraded", "regrade"]
 
 Record = dict[str, Any]
 
@@ -265,12 +266,6 @@ def _grade_of(record: Record) -> Grade:
     return Grade(
         GradeStatus(record["status"]), record["reward"], record["answer"], record["detail"], record["exact_match"]
     )
-
-
-def grade_fields(grade: Grade) -> Record:
-    """A grade as the fields of a record; the reward is null where nothing could be said."""
-    reward = None if grade.reward is None else float(grade.reward)
-    return {"status": str(grade.status), "detail": grade.detail, "answer": grade.answer, "reward": reward}
 
 
 def _take_over(source: Path, target: Path) -> None:

@@ -51,8 +51,7 @@ def build_batch(groups: Sequence[RolloutGroup], pad_token_id: int) -> RolloutBat
     grades = [grade for group in groups for grade in group.grades]
     token_ids, mask = pad_right([completion.token_ids for completion in completions], pad_token_id)
     logprobs = torch.zeros(token_ids.shape)
-    for row, completion in enumerate(completions):
-        logprobs[row, : len(completion.logprobs)] = torch.tensor(completion.logprobs)
+    logprobs[mask] = torch.tensor([logprob for completion in completions for logprob in completion.logprobs])
     return RolloutBatch(
         prompt_token_ids=tuple(group.prompt_token_ids for group in groups for _ in group.completions),
         response_token_ids=token_ids,

@@ -107,8 +107,8 @@ def read_columns(
             # One copy of each task's and family's name is enough.
             values = (record.get(key, _ABSENT) for key in FACTS)
             facts.setdefault(place, tuple(same.setdefault((type(value), value), value) for value in values))
-        for key, values in piece.items():
-            pieces.setdefault(key, []).append(values)
+        for key, column in piece.items():
+            pieces.setdefault(key, []).append(column)
     if not pieces:
         raise ValueError(f"{name}: no records for at least one seed; evaluate every seed first")
     columns = {key: np.concatenate(pieces.pop(key)) for key in list(pieces)}

@@ -127,7 +127,7 @@ def _moments_by_problem(
 
 def _deviations(values: Array) -> Array:
     """Each row less its mean; exactly 0 where a row's values are equal, whatever their mean is rounded to."""
-    centred = values - values.mean(axis=1, keepdims=True)
+    centred: Array = values - values.mean(axis=1, keepdims=True)
     centred[np.ptp(values, axis=1) == 0] = 0.0
     return centred
 

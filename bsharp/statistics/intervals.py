@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, special
+from scipy import special
 
 from bsharp.statistics.resampling import Strata, resampled_rows, resampled_sums, strata_groups
 
@@ -345,6 +345,8 @@ def _convolved_quantiles(deviations: Array, error: float, freedom: int, level: f
     if error == 0.0:
         low, high = np.quantile(deviations, [tail, 1.0 - tail])
         return float(low), float(high)
+
+    from scipy import optimize  # a tenth of a second that only intervals over seeds need
 
     def quantile(share: float) -> float:
         reach = error * float(special.stdtrit(freedom, min(share, 1.0 - share) / 2.0))  # negative

@@ -95,7 +95,8 @@ def maj_at_k_of_classes(
         credit = np.zeros((len(rows), len(usable)))
         for place in range(sizes.shape[1]):
             credit += worth[rows, place, None] * table[sizes[rows, place]]
-        total[np.ix_(rows, [ks.index(k) for k in usable])] = credit
+        for place, k in enumerate(usable):
+            total[rows, ks.index(k)] = credit[:, place]
     for row in np.flatnonzero(samples > EXACT_SAMPLES).tolist():
         some = sizes[row] > 0
         usable = [k for k in ks if k <= samples[row]]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 __all__ = ["SeedTrace", "Stability", "StabilityThresholds", "StabilityWord", "judge_stability"]
 
@@ -188,7 +188,7 @@ def _noise(traces: Sequence[SeedTrace], validation_samples: int, test_samples: i
     p = float(finals.mean())
     sampling = max(p * (1.0 - p), 1.0 / test_samples) / test_samples
     excess = float(finals.var(ddof=1)) - sampling
-    significance = stats.chi2.sf((seeds - 1) * finals.var(ddof=1) / sampling, seeds - 1)
+    significance = special.chdtrc(seeds - 1, (seeds - 1) * finals.var(ddof=1) / sampling)  # of chi-squared
     if excess > limits.min_seed_sd**2 and significance < limits.false_alarm:
         return f"seed sd {100 * math.sqrt(excess):.1f} points beyond sampling"
     return ""
@@ -198,7 +198,7 @@ def _beyond_noise(high: float, low: float, samples: int, comparisons: int, limit
     p = (high + low) / 2.0
     # One success more or less is always possible: at p = 0 or 1 the binomial variance alone would claim certainty.
     variance = 2.0 * max(p * (1.0 - p), 1.0 / samples) / samples
-    z = float(stats.norm.isf(limits.false_alarm / max(comparisons, 1)))
+    z = -float(special.ndtri(limits.false_alarm / max(comparisons, 1)))
     return high - low > max(z * math.sqrt(variance), limits.min_drop)
 
 

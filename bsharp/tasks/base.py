@@ -257,13 +257,13 @@ class ProceduralTask:
             )
         return found
 
-    def size(self, split: Split | str) -> int:
-        """How many distinct problems `problems(split, ...)` can give with its defaults.
+    def size(self, split: Split | str, up_to: int | None = None) -> int:
+        """How many distinct problems `problems(split, ...)` can give with its defaults; counting ends at `up_to`.
 
         Families are enumerated up to 20,000 contents each; beyond that the size is a lower bound.
         """
         split = check_split(split)
-        return _size(tuple(self._choose_families(split, None)), split)
+        return _size(tuple(self._choose_families(split, None)), split, up_to)
 
     def problem(self, family: Family, numbers: Numbers, difficulty: int) -> Problem:
         """The problem that the numbers stand for. Name and thing of a story follow from the content."""
@@ -362,16 +362,27 @@ def _check_difficulties(difficulties: Sequence[int] | None) -> Sequence[int]:
 
 def distinct_contents(family: Family, cap: int) -> set[str]:
     """The contents of all problems of a family, or `cap` of them where it has more."""
-    contents: set[str] = set()
+    return set(itertools.islice(_contents(family), cap))
+
+
+def _contents(family: Family) -> Iterator[str]:
+    """The contents of all problems of a family, each once."""
+    seen: set[str] = set()
     for difficulty in DIFFICULTIES:
         for numbers in family.enumerate(difficulty):
-            contents.add(family.content(numbers))
-            if len(contents) == cap:
-                return contents
-    return contents
+            content = family.content(numbers)
+            if content not in seen:
+                seen.add(content)
+                yield content
 
 
 @functools.cache
-def _size(families: tuple[Family, ...], split: Split) -> int:
-    contents = set().union(*(distinct_contents(family, ENUMERATION_CAP) for family in families))
-    return sum(split_of(content) is split for content in contents)
+def _size(families: tuple[Family, ...], split: Split, up_to: int | None) -> int:
+    found: set[str] = set()  # families may have contents in common
+    for family in families:
+        for content in itertools.islice(_contents(family), ENUMERATION_CAP):
+            if split_of(content) is split:
+                found.add(content)
+                if len(found) == up_to:
+                    return len(found)
+    return len(found)

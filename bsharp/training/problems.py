@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from bsharp.config import ConfigError, TrainConfig
 from bsharp.seeding import stream_seed
-from bsharp.tasks import Split, Task
+from bsharp.tasks import ProceduralTask, Split, Task
 from bsharp.types import Problem
 
 __all__ = ["ProblemStream"]
@@ -23,16 +23,16 @@ class ProblemStream:
         if not tasks:
             raise ConfigError("tasks = () leaves nothing to train on; name at least one task")
         self._tasks = list(tasks.values())
-        for name, task in tasks.items():
-            if task.size(Split.TRAIN) < 1:
+        self._per_step = config.sampling.prompts_per_step
+        self._seed = config.seed
+        needed = -(-config.steps * self._per_step // len(self._tasks))
+        self._pass_length = [_size(task, needed) for task in self._tasks]
+        for name, length in zip(tasks, self._pass_length, strict=True):
+            if length < 1:
                 raise ConfigError(
                     f"task {name} has no training problems, only ones to evaluate on; train on another task and name this one "
                     "in evaluation_tasks"
                 )
-        self._per_step = config.sampling.prompts_per_step
-        self._seed = config.seed
-        needed = -(-config.steps * self._per_step // len(self._tasks))
-        self._pass_length = [min(needed, task.size(Split.TRAIN)) for task in self._tasks]
         self._passes: dict[tuple[int, int], Sequence[Problem]] = {}
 
     def problems(self, step: int) -> list[Problem]:
@@ -51,3 +51,9 @@ class ProblemStream:
             self._passes.pop((task_index, number - 2), None)
             self._passes[key] = task.problems(Split.TRAIN, self._pass_length[task_index], seed)
         return self._passes[key][offset]
+
+
+def _size(task: Task, needed: int) -> int:
+    """The training problems of a task, at most as many as needed: procedural families hold tens of thousands to count."""
+    size = task.size(Split.TRAIN, up_to=needed) if isinstance(task, ProceduralTask) else task.size(Split.TRAIN)
+    return min(size, needed)

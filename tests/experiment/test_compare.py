@@ -273,6 +273,23 @@ def test_the_page_is_refreshed_while_the_runs_go_on_and_one_that_fails_stops_not
     assert any("no space left" in warning for warning in warnings if warning)
 
 
+def test_a_page_that_takes_long_is_written_more_seldom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, written = [0.0], []
+
+    def write(runs: list[Path], out: Path | None = None, status: str | None = None) -> Path:
+        written.append(now[0])
+        now[0] += 2.0  # a hundredth of 200 seconds
+        return Path("report.html")
+
+    monkeypatch.setattr(live_report, "write_report", write)
+    monkeypatch.setattr(live_report.time, "monotonic", lambda: now[0])
+    page = live_report.LiveReport(tmp_path, 1, 1, lambda event: None, seconds=30.0)
+    while now[0] < 900:
+        now[0] += 1.0
+        page.on_event(jobs.Event("task_reward/seed_0", "training", 1, 2))
+    assert written == [30.0, 232.0, 434.0, 636.0, 838.0]
+
+
 def test_a_directory_of_another_comparison_is_refused_with_the_difference(finished: Path) -> None:
     with pytest.raises(ConfigError, match=r"steps: 2 there, 3 asked for"):
         compare(dataclasses.replace(SMALL, steps=3), finished)

@@ -19,7 +19,8 @@ from bsharp.evaluation import validate_results
 from bsharp.experiment import grading, regrading
 from bsharp.experiment.comparison import comparable_config, write_results
 from bsharp.experiment.finished import open_comparison
-from bsharp.experiment.grading import grade_file, regrade
+from bsharp.experiment.grading import grade_file
+from bsharp.experiment.regrading import regrade
 from bsharp.experiment.setup import regimes_of
 from bsharp.runlog import RunDirectory
 from bsharp.types import GradeStatus

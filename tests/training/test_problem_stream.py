@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 
 from bsharp.config import ConfigError, SamplingConfig, TrainConfig
 from bsharp.seeding import generator
-from bsharp.tasks import Split
+from bsharp.tasks import Split, base, load_task
 from bsharp.training.problems import ProblemStream
 from bsharp.types import Problem
 
@@ -61,3 +62,21 @@ def test_a_task_without_training_problems_is_refused_in_one_line() -> None:
     with pytest.raises(ConfigError, match=r"task aime24 has no training problems.*train on another task") as refused:
         stream([SmallFile("few", 5), SmallFile("aime24", 0)], steps=1, per_step=2)
     assert "\n" not in str(refused.value)
+
+
+def test_no_more_of_a_procedural_task_is_counted_than_the_run_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = 0
+    task = dataclasses.replace(load_task("math_mini"), name="a task of its own")
+    original = base.split_of
+
+    def counting(content: str) -> Split:
+        nonlocal asked
+        asked += 1
+        return original(content)
+
+    monkeypatch.setattr(base, "split_of", counting)
+    base._size.cache_clear()
+    ProblemStream({task.name: task}, TrainConfig(steps=30, sampling=SamplingConfig(prompts_per_step=24)))
+    assert asked < 2 * 30 * 24
+    whole = task.size(Split.TRAIN)
+    assert [task.size(Split.TRAIN, up_to=count) for count in (1, 720, whole, whole + 1)] == [1, 720, whole, whole]
