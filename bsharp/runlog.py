@@ -51,6 +51,9 @@ _RESULT_CODE = (
 )
 
 
+_encode = json.JSONEncoder(ensure_ascii=False).encode
+
+
 class RunDirectory:
     """One directory per run; every file is either appended to line by line or replaced as a whole."""
 
@@ -81,7 +84,7 @@ class RunDirectory:
         temporary = target.with_name(f"{target.name}.{os.getpid()}.part")
         try:
             with temporary.open("w", encoding="utf-8") as file:
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+                file.writelines(_encode(row) + "\n" for row in rows)
             os.replace(temporary, target)
         except BaseException:  # the rows may be made while they are written
             temporary.unlink(missing_ok=True)
