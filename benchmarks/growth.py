@@ -11,8 +11,9 @@ policies: the base, and two regimes × three seeds, with a small validation set 
 
 Every measurement is a process of its own that runs one stage once, on files that another process made: seconds on the clock,
 and the highest resident memory less that before the stage (Linux), imports made before. `growth` is the time per record over
-that of the size before. math-verify takes milliseconds per answer, so it has a largest size of its own. The page is made
-from the results and diagnostics that the stages before it left in the comparison's folder.
+that of the size before. math-verify takes milliseconds per formula: its answers are numbers, fractions, roots and polynomials in
+equal parts, and it has a largest size of its own. The page is made from the results and diagnostics that the stages before it
+left in the comparison's folder.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,9 @@ SIZES = (1_000, 10_000, 100_000, 1_000_000)
 REGIMES = ("task_reward", "sharpening")
 SEEDS = (0, 1, 2)
 POLICIES = 1 + len(REGIMES) * len(SEEDS)
-FAMILIES = ("add", "mix", "word", "lin")
+# Families, and how the answers of each are written: as numbers, or as formulas for math-verify alone.
+NUMBERS = {"add": "{}", "mix": "{}", "word": "{}", "lin": "{}/12"}
+FORMULAS = {"add": "{}", "mix": r"\frac{{{}}}{{12}}", "word": r"{}\sqrt{{3}}", "lin": "x^2+{}x"}
 MEDIAN_TOKENS = 100
 VALIDATION_PROBLEMS = 42
 BLOCK = 512
@@ -48,7 +51,7 @@ Record = dict[str, Any]
 # ------------------------------------------------------------------------------------------------ records made up
 
 
-def made_up(model: str, seed: int, problems: int) -> Iterator[Record]:
+def made_up(model: str, seed: int, problems: int, written: Mapping[str, str] = NUMBERS) -> Iterator[Record]:
     """The records of one policy, problem by problem: 16 samples, then the greedy completion."""
     rng = np.random.default_rng([len(model), seed, problems])
     words = np.array(["".join(rng.choice(list("etaoinshrdlu"), size)) for size in 2 + rng.poisson(2, 4096)])
@@ -72,13 +75,16 @@ def made_up(model: str, seed: int, problems: int) -> Iterator[Record]:
         }
         table = {name: values.tolist() for name, values in draws.items()}
         for row, place in enumerate(places.tolist()):
-            yield from _of_problem(place, {name: values[row] for name, values in table.items()}, stock, tokens)
+            drawn = {name: values[row] for name, values in table.items()}
+            yield from _of_problem(place, drawn, stock, tokens, written)
 
 
-def _of_problem(place: int, drawn: dict[str, list[Any]], stock: str, tokens: list[int]) -> Iterator[Record]:
-    family = FAMILIES[place % len(FAMILIES)]
+def _of_problem(
+    place: int, drawn: dict[str, list[Any]], stock: str, tokens: list[int], forms: Mapping[str, str]
+) -> Iterator[Record]:
+    family = list(forms)[place % len(forms)]
     number = 7 + place % 977
-    written = "{}/12" if family == "lin" else "{}"
+    written = forms[family]
     gold = written.format(number)
     problem = {
         "schema": 1,
@@ -123,11 +129,11 @@ def _of_problem(place: int, drawn: dict[str, list[Any]], stock: str, tokens: lis
         }
 
 
-def make_records(path: Path, model: str, seed: int, problems: int) -> None:
+def make_records(path: Path, model: str, seed: int, problems: int, written: Mapping[str, str] = NUMBERS) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     encode = json.JSONEncoder(ensure_ascii=False).encode
     with path.open("w", encoding="utf-8") as file:
-        file.writelines(encode(record) + "\n" for record in made_up(model, seed, problems))
+        file.writelines(encode(record) + "\n" for record in made_up(model, seed, problems, written))
 
 
 def make_comparison(folder: Path, size: int) -> None:
@@ -159,8 +165,9 @@ def make_input(kind: str, size: int, folder: Path) -> None:
     unfinished.mkdir(parents=True)
     if kind == "comparison":
         make_comparison(unfinished, size)
-    elif kind == "records":
-        make_records(unfinished / "records.jsonl", "task_reward", 0, size // (SAMPLES + 1))
+    elif kind in ("records", "formulas"):
+        written = FORMULAS if kind == "formulas" else NUMBERS
+        make_records(unfinished / "records.jsonl", "task_reward", 0, size // (SAMPLES + 1), written)
     unfinished.rename(folder)
 
 
@@ -235,8 +242,8 @@ STAGES: dict[str, tuple[str, str, Callable[[Path, int], Stage]]] = {
     "boxed-2": ("grade, boxed, 2 workers", "records", grading("boxed", 2)),
     "normalised": ("grade, normalised", "records", grading("normalised", 1)),
     "normalised-2": ("grade, normalised, 2 workers", "records", grading("normalised", 2)),
-    "math": ("grade, math-verify", "records", grading("math", 1)),
-    "math-2": ("grade, math-verify, 2 workers", "records", grading("math", 2)),
+    "math": ("grade, math-verify", "formulas", grading("math", 1)),
+    "math-2": ("grade, math-verify, 2 workers", "formulas", grading("math", 2)),
     "write": ("records written", "nothing", write),
     "read": ("records read", "records", read),
     "summary": ("summary of one policy", "records", summary),
