@@ -45,7 +45,9 @@ def _measure(options: argparse.Namespace, arguments: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory(prefix="speed-") as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        setting = Setting(folder, options.quick, tuple(options.models), Lock(options.lock), options.reduced)
+        setting = Setting(
+            folder, options.quick, tuple(options.models), tuple(options.series), Lock(options.lock), options.reduced
+        )
         for name in options.sections:
             started = time.perf_counter()
             print(f"\n## {name}\n", flush=True)
@@ -69,6 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sections", nargs="*", default=list(SECTIONS), choices=SECTIONS, help="what is measured")
     parser.add_argument(
         "--models", nargs="*", default=[], help="tiny, 6M, 50M; those of the section where none is named"
+    )
+    parser.add_argument(
+        "--series", nargs="*", default=[], help="growth-engine: group, prompts, tokens, prompt_tokens, vocabulary; all"
     )
     parser.add_argument("--quick", action="store_true", help="a third of the repetitions")
     parser.add_argument("--reduced", action="store_true", help="gpu: two narrow layers, on any device")

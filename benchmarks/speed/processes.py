@@ -30,7 +30,7 @@ TRIMMING = 0.5
 class Lock:
     """A file lock around measurements, for a machine on which others measure too: exclusive in steps, shared elsewhere."""
 
-    def __init__(self, path: str | None = None, seconds: float = 90.0) -> None:
+    def __init__(self, path: str | None = None, seconds: float = 110.0) -> None:
         """An exclusive lock is handed back between two steps once it has been held for `seconds`."""
         self._path, self._seconds = path, seconds
         self._file: int | None = None

@@ -31,7 +31,8 @@ SMALLEST_VOCABULARY = 2000
 
 def run(setting: Setting) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for size, words in SERIES.items():
+    for size in setting.series or SERIES:
+        words = SERIES[size]
         points = dict(_point(setting, size, doubling) for doubling in range(DOUBLINGS + 1))
         variants = {name: variant for name, (variant, _) in points.items()}
         measured = measure(variants, setting.rounds(3), 1, setting.lock, LONGEST)

@@ -16,6 +16,7 @@ class Setting:
     folder: Path
     quick: bool = False
     models: Sequence[str] = ()  # none named means those of the section
+    series: Sequence[str] = ()  # of growth-engine; none named means all
     lock: Lock = field(default_factory=Lock)
     reduced: bool = False
 

@@ -84,12 +84,12 @@ def grade_file(
     counts: Counter[GradeStatus] = Counter()
     means = array("d")
     with _Source(source) as lines:
-        fields = (str(task or kind), rule, text_field, gold_field, settings.prompt_field)
         # All lines are read before the first is graded: grading a million answers to find the last line broken helps nobody.
-        total = sum(1 for _ in _read(lines, *fields))
+        total = sum(1 for _ in _read(lines, text_field, gold_field))
         reward = reward_for(kind, settings)
+        family = str(task or kind)
         with _Target(target) as file:
-            asked = _read(lines, *fields)
+            asked = (_line(read, family, rule, settings.prompt_field) for read in _read(lines, text_field, gold_field))
             while batch := list(itertools.islice(asked, _AT_ONCE)):
                 graded = _grade_lines(reward, batch)
                 for line, grades in zip(batch, graded, strict=True):
@@ -119,22 +119,34 @@ class _Line:
     texts: str | list[str]
 
 
-def _read(
-    lines: Iterable[tuple[str, int, dict[str, Any]]],
-    family: str,
-    rule: ExtractionRule,
-    text_field: str,
-    gold_field: str,
-    prompt_field: str,
-) -> Iterator[_Line]:
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A line of the file with what it says about its answer; nothing but its fields has been looked at."""
+
+    number: int
+    identity: str
+    row: dict[str, Any]  # without the two fields below
+    gold: str
+    texts: str | list[str]
+
+
+def _read(lines: Iterable[tuple[str, int, dict[str, Any]]], text_field: str, gold_field: str) -> Iterator[_Read]:
     for place, number, row in lines:
         where = f"{place}, line {number}"
-        gold = extract_gold(_gold(_field(row, gold_field, where, "--gold-field"), gold_field, where), rule)
-        others = {key: value for key, value in row.items() if key not in (text_field, gold_field)}
-        # A conversation in this field stays a column: a question is text.
-        question = others.pop(prompt_field) if isinstance(others.get(prompt_field), str) else ""
-        problem = Problem(str(row.get("id", number)), family, family, question, gold, metadata=others)
-        yield _Line(number, problem, _texts(_field(row, text_field, where, "--text-field"), text_field, where))
+        gold = _gold(_field(row, gold_field, where, "--gold-field"), gold_field, where)
+        texts = _texts(_field(row, text_field, where, "--text-field"), text_field, where)
+        identity = str(row.get("id", number))
+        for field in {text_field, gold_field}:
+            del row[field]
+        yield _Read(number, identity, row, gold, texts)
+
+
+def _line(read: _Read, family: str, rule: ExtractionRule, prompt_field: str) -> _Line:
+    others = read.row
+    # A conversation in this field stays a column: a question is text.
+    question = others.pop(prompt_field) if isinstance(others.get(prompt_field), str) else ""
+    gold = extract_gold(read.gold, rule)
+    return _Line(read.number, Problem(read.identity, family, family, question, gold, metadata=others), read.texts)
 
 
 class _Source:

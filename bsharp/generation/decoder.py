@@ -29,6 +29,8 @@ __all__ = ["Decoder"]
 
 LEAST_WEIGHTS = 2**22
 """Bytes of weights from which on the rows of a micro-batch are dealt to the threads."""
+LEAST_SHARE = 8
+"""Rows that have ended leave once they are this part of all: moving rows costs something, and so do products of a new shape."""
 CAPACITY_MULTIPLE = 64
 """Fixed shapes hold a multiple of this many tokens: attention kernels want aligned masks."""
 
@@ -68,8 +70,8 @@ class Decoder(LocalGenerator):
     """Samples from a transformers causal LM, all requests batched.
 
     A prompt is run once and its cache dealt to its samples; equal prompts of a micro-batch count as one. Prompts are
-    padded on the left under an attention mask with explicit positions. Finished rows leave the batch. Memory grows
-    with max_rows × (prompt + new tokens).
+    padded on the left under an attention mask with explicit positions. Rows that have ended leave the batch once they are an
+    eighth of it. Memory grows with max_rows × (prompt + new tokens).
 
     On the CPU the families that `network_of` reads decode with their weights alone (`bsharp.generation.network_steps`).
     On CUDA the steps have fixed shapes and are captured as CUDA graphs (`bsharp.generation.static`); `capture` asks for
@@ -98,6 +100,8 @@ class Decoder(LocalGenerator):
     def generate(self, requests: Sequence[GenerationRequest], params: SamplingParams) -> list[tuple[Completion, ...]]:
         """As `LocalGenerator.generate`. Copies of weights and buffers of fixed shape are made for the call and freed after it."""
         network = None if self._capture else network_of(self._language_model.model)
+        if network is not None and network.dtype == torch.float64:  # asked for to be exact, not fast
+            network = None
         try:
             self._weights = None if network is None else StepWeights(network)
             return super().generate(requests, params)
@@ -144,16 +148,17 @@ class Decoder(LocalGenerator):
         uniforms: Float[Tensor, "B T"],
         params: SamplingParams,
     ) -> Sampled:
-        """Token after token, from the logits of the first; rows that end leave."""
+        """Token after token, from the logits of the first; rows that have ended leave once they are an eighth of all."""
         eos_token_ids = self._language_model.eos_token_ids
         num_rows, limit = uniforms.shape
         sampled = Sampled.nothing(num_rows, limit, logits.shape[-1], eos_token_ids, uniforms.device)
         for step in range(limit):
             chosen, logprobs = choose_tokens(logits, uniforms[batch.rows, step], params, eos_token_ids)
             ended = sampled.record(batch.rows, step, chosen, logprobs)
-            if step + 1 == limit or bool(ended.all()):
+            count = int(ended.sum())
+            if step + 1 == limit or count == len(ended):
                 break
-            if bool(ended.any()):
+            if count * LEAST_SHARE >= len(ended):
                 kept = fill_holes(ended)
                 batch.keep(kept)
                 chosen = chosen[kept]

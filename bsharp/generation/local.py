@@ -58,12 +58,16 @@ class Sampled:
     def record(
         self, rows: Int[Tensor, " rows"], step: int, chosen: Int[Tensor, " rows"], logprobs: Float[Tensor, " rows"]
     ) -> Bool[Tensor, " rows"]:
-        """Write what `rows` have drawn at this step; which of them have ended with it."""
+        """Write what `rows` have drawn at this step; which of them have ended, with it or before.
+
+        What a row draws after its end is written too, behind its length.
+        """
         self.tokens[rows, step] = chosen
         self.logprobs[rows, step] = logprobs
-        ended = self.is_eos[chosen]
-        self.lengths[rows[ended]] = step + 1
-        return ended
+        before = self.lengths[rows] <= step
+        ends = self.is_eos[chosen] & ~before
+        self.lengths[rows[ends]] = step + 1
+        return ends | before
 
 
 class LocalGenerator(ABC):

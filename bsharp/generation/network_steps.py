@@ -1,7 +1,7 @@
 """Decoding with a `Network`: the same numbers as the model's own modules, in a fifth of the operations.
 
-Prompts are run packed, once each. Every step then runs one token of every row that goes on: keys and values of a row stand in
-one buffer, right behind those of its prompt, so that a step writes one column and reads a view.
+Prompts are run packed, once each. Every step then runs one token of every row that goes on (`bsharp.generation.shared_prompts`
+has the attention). Sums run in float32, whatever the type of the weights: float64 is left to the model's own modules.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Complex, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from bsharp.generation.shared_prompts import SharedPrompts
 from bsharp.models.network import Block, Network
 from bsharp.models.packed import prefill
 from bsharp.models.packing import pack
@@ -27,7 +28,11 @@ ROWS_FOR_FAST_PRODUCTS = 32
 
 @dataclass(frozen=True, eq=False)
 class _Weights:
-    """One block's weights as a step multiplies with them: queries, keys and values in one product, gate and up in another."""
+    """One block's weights as a step multiplies with them: queries, keys and values in one product, gate and up in another.
+
+    The two numbers of a head that a rotation turns stand side by side, as real and imaginary part: i and i + K/2 become 2i and
+    2i + 1.
+    """
 
     attention_norm: Tensor
     inward: Tensor  # (H + 2G)·K × D
@@ -52,14 +57,21 @@ class StepWeights:
 
 
 def _weights(network: Network, block: Block) -> _Weights:
+    order = _pairs(network.head_size)
     norms = None
     if block.query_norm is not None and block.key_norm is not None:
-        norms = torch.cat([block.query_norm.expand(network.heads, -1), block.key_norm.expand(network.kv_heads, -1)])
-    inward = (block.query, block.key, block.value)
+        expanded = [
+            block.query_norm[order].expand(network.heads, -1),
+            block.key_norm[order].expand(network.kv_heads, -1),
+        ]
+        norms = torch.cat(expanded)
+    turned = [(part.weight, part.bias) for part in (block.query, block.key)]
+    inward = [tuple(_paired(tensor, order) for tensor in part) for part in turned]
+    inward.append((block.value.weight, block.value.bias))
     return _Weights(
         block.attention_norm.detach(),
-        torch.cat([part.weight for part in inward]),
-        _joined([part.bias for part in inward]),
+        torch.cat([weight for weight, _ in inward if weight is not None]),
+        _joined([bias for _, bias in inward]),
         norms,
         block.output.weight.detach(),
         _detached(block.output.bias),
@@ -69,6 +81,16 @@ def _weights(network: Network, block: Block) -> _Weights:
         block.down.weight.detach(),
         _detached(block.down.bias),
     )
+
+
+def _pairs(size: int) -> Int[Tensor, " K"]:
+    """0, K/2, 1, K/2 + 1, …"""
+    return torch.arange(size).view(2, -1).T.flatten()
+
+
+def _paired(rows: Tensor | None, order: Int[Tensor, " K"]) -> Tensor | None:
+    """Rows of a weight or a bias, in this order within every head."""
+    return None if rows is None else rows.view(-1, len(order), *rows.shape[1:])[:, order].flatten(0, 1)
 
 
 def _joined(biases: Sequence[Tensor | None]) -> Tensor | None:
@@ -90,91 +112,57 @@ class NetworkSteps:
     ) -> None:
         network = weights.network
         self._network, self._weights = network, weights
+        self._epsilon = torch.tensor([network.epsilon])
         one = torch.ones((len(prompts), 1), dtype=torch.bool)
         packing = pack(network, prompts, torch.zeros((len(prompts), 1), dtype=torch.long), one)
         hidden, states = prefill(network, packing)
         lengths, own = torch.tensor([len(prompt) for prompt in prompts]), torch.tensor(row_prompts)
         self.first_logits = self._logits(hidden.index_select(0, packing.predictor)).index_select(0, own)
-        self._width = int(lengths.max())
-        # Aligned on the right, as the last token of every prompt stands in the same column.
-        columns = torch.arange(self._width)[None, :] - (self._width - lengths)[:, None]
-        begins = lengths.cumsum(0) - lengths
-        tokens = (begins[:, None] + columns.clamp(min=0))[own]
-        # The last token drawn is never fed back, so it needs no room.
-        self._layers = [self._buffers(key, value, tokens, limit - 1) for key, value in states]
-        self._bias: Float[Tensor, "RG 1 S"] | None = None
-        if bool((columns < 0).any()):
-            bias = torch.zeros((len(own), self._width + limit), dtype=self._layers[0][0].dtype)
-            bias[:, : self._width].masked_fill_(columns[own] < 0, -torch.inf)
-            self._bias = bias.repeat_interleave(network.kv_heads, 0)[:, None]
+        order = _pairs(network.head_size)
+        self._shared = SharedPrompts([(keys[:, :, order], values) for keys, values in states], lengths, own)
         self.rows: Int[Tensor, " rows"] = torch.arange(len(own))
         self._positions = lengths[own]
-        self._rotation = network.rotation(torch.arange(self._width + limit))
-
-    def _buffers(self, key: Tensor, value: Tensor, tokens: Int[Tensor, "R W"], limit: int) -> tuple[Tensor, Tensor]:
-        """(R, G, width + limit, K) each. Keys are kept in float32 at least, as the trainer compares them."""
-        rows, network = len(tokens), self._network
-        shape = (rows, network.kv_heads, self._width + limit, network.head_size)
-        buffers = (key.new_empty(shape, dtype=torch.promote_types(key.dtype, torch.float32)), value.new_empty(shape))
-        for buffer, states in zip(buffers, (key, value), strict=True):
-            buffer[:, :, : self._width] = states[tokens].transpose(1, 2)
-        return buffers
+        half = network.head_size // 2
+        tables = network.rotation(torch.arange(int(lengths.max()) + limit))
+        self._rotation = torch.complex(*(table[..., half:].float() for table in tables))
 
     def keep(self, indices: Int[Tensor, " kept"]) -> None:
-        """Row i becomes what row indices[i] was; the others are dropped. Only rows that change place are copied."""
-        count, network = len(indices), self._network
-        moved = (indices != torch.arange(count)).nonzero().squeeze(-1)
-        sources = indices[moved]
-        for layer, buffers in enumerate(self._layers):
-            for buffer in buffers:
-                buffer[moved] = buffer[sources]
-            self._layers[layer] = (buffers[0][:count], buffers[1][:count])
-        if self._bias is not None:
-            bias = self._bias.view(-1, network.kv_heads, self._bias.shape[-1])
-            bias[moved] = bias[sources]
-            self._bias = bias[:count].flatten(0, 1)[:, None]
+        """Row i becomes what row indices[i] was; the others are dropped."""
+        self._shared.keep(indices)
         self.rows, self._positions = self.rows[indices], self._positions[indices]
 
     def next_logits(self, token_ids: Int[Tensor, " rows"], step: int) -> Float[Tensor, "rows V"]:
         """Logits after `token_ids`, the step-th tokens of the responses."""
         network = self._network
         places = self._positions + step
-        cos, sin = (table.index_select(0, places) for table in self._rotation)
+        rotation = self._rotation.index_select(0, places)
         stream = functional.embedding(token_ids, network.embedding)
-        for weights, layer in zip(self._weights.blocks, self._layers, strict=True):
-            stream = self._block(weights, layer, stream, cos, sin, self._width + step)
+        for layer, weights in enumerate(self._weights.blocks):
+            stream = self._block(weights, layer, stream, rotation, step)
         return self._logits(stream, norm=True)
 
     def _block(
         self,
         weights: _Weights,
-        layer: tuple[Tensor, Tensor],
+        layer: int,
         stream: Float[Tensor, "R D"],
-        cos: Float[Tensor, "R 1 K"],
-        sin: Float[Tensor, "R 1 K"],
-        column: int,
+        rotation: Complex[Tensor, "R 1 K/2"],
+        step: int,
     ) -> Float[Tensor, "R D"]:
         network, rows = self._network, len(stream)
         heads, groups, size = network.heads, network.kv_heads, network.head_size
         fast = rows >= ROWS_FOR_FAST_PRODUCTS
-        normed = _norm(stream, weights.attention_norm, network.epsilon)
+        normed = _norm(stream, weights.attention_norm, self._epsilon)
         inward = _linear(normed, weights.inward, weights.inward_bias, fast).view(rows, heads + 2 * groups, size)
         compared = inward[:, : heads + groups]
         if weights.head_norm is not None:
-            compared = _norm(compared, weights.head_norm, network.epsilon)
-        compared = (compared * cos).addcmul_(torch.roll(compared, size // 2, -1), sin)
-        keys, values = layer
-        keys[:, :, column] = compared[:, heads:]
-        values[:, :, column] = inward[:, heads + groups :]
-        asked = column + 1
-        queries = compared[:, :heads].reshape(rows * groups, heads // groups, size).to(keys.dtype)
-        bias = queries.new_zeros(1) if self._bias is None else self._bias[:, :, :asked]
-        scores = torch.baddbmm(
-            bias, queries, keys.flatten(0, 1)[:, :asked].mT, beta=0 if self._bias is None else 1, alpha=size**-0.5
-        )
-        found = torch.bmm(scores.softmax(-1).to(values.dtype), values.flatten(0, 1)[:, :asked])
-        stream = _added(stream, found.view(rows, -1), weights.outward, weights.outward_bias, fast)
-        normed = _norm(stream, weights.mlp_norm, network.epsilon)
+            compared = _norm(compared, weights.head_norm, self._epsilon)
+        # Where the models round to lower precision between these operations, this does not.
+        turned = torch.view_as_complex(compared.float().view(rows, heads + groups, size // 2, 2)) * rotation
+        compared = torch.view_as_real(turned).flatten(-2)
+        found = self._shared.attend(layer, compared[:, :heads], compared[:, heads:], inward[:, heads + groups :], step)
+        stream = _added(stream, found.to(stream.dtype), weights.outward, weights.outward_bias, fast)
+        normed = _norm(stream, weights.mlp_norm, self._epsilon)
         opened = _linear(normed, weights.opening, weights.opening_bias, fast)
         middle = opened.shape[1] // 2
         product = functional.silu(opened[:, :middle]).mul_(opened[:, middle:])
@@ -183,18 +171,17 @@ class NetworkSteps:
     def _logits(self, hidden: Float[Tensor, "R D"], norm: bool = False) -> Float[Tensor, "R V"]:
         network = self._network
         if norm:
-            hidden = _norm(hidden, network.final_norm, network.epsilon)
+            hidden = _norm(hidden, network.final_norm, self._epsilon)
         return _linear(hidden, network.head.weight, network.head.bias, len(hidden) >= ROWS_FOR_FAST_PRODUCTS)
 
 
-def _norm(values: Float[Tensor, "... K"], weight: Tensor, epsilon: float) -> Float[Tensor, "... K"]:
-    """weight · x / √(mean x² + ε); in lower precision rounded before the weight, as the models do."""
-    if values.dtype == torch.float32:
-        normalised = functional.rms_norm(values, values.shape[-1:], weight if weight.ndim == 1 else None, epsilon)
-        return normalised if weight.ndim == 1 else normalised * weight
-    wide = values.float()
-    inverse: Tensor = torch.linalg.vecdot(wide, wide)[..., None].div_(values.shape[-1]).add_(epsilon).rsqrt_()
-    return (wide * inverse).to(values.dtype) * weight
+def _norm(values: Float[Tensor, "... K"], weight: Tensor, epsilon: Float[Tensor, 1]) -> Float[Tensor, "... K"]:
+    """weight · x / √(mean x² + ε), in float32; in lower precision rounded before the weight, as the models do."""
+    length = torch.linalg.vector_norm(values, dim=-1, keepdim=True, dtype=epsilon.dtype)
+    inverse = torch.addcmul(epsilon, length, length, value=1 / values.shape[-1]).rsqrt_()
+    if values.dtype == epsilon.dtype:
+        return (values * inverse).mul_(weight)
+    return torch.mul(values, inverse, out=values.new_empty(values.shape)).mul_(weight)
 
 
 def _linear(inputs: Tensor, weight: Tensor, bias: Tensor | None, fast: bool) -> Tensor:

@@ -315,7 +315,7 @@ def test_equal_calls_are_equal_bit_for_bit() -> None:
     assert decoder.generate(requests, SamplingParams(20)) == decoder.generate(requests, SamplingParams(20))
 
 
-def test_a_prompt_is_prefilled_once_and_finished_rows_leave_the_batch() -> None:
+def test_a_prompt_is_prefilled_once_and_finished_rows_leave_the_batch_once_they_are_an_eighth() -> None:
     language_model = random_model("qwen3")
     shapes: list[tuple[int, int]] = []
     handle = language_model.model.get_input_embeddings().register_forward_hook(
@@ -328,7 +328,8 @@ def test_a_prompt_is_prefilled_once_and_finished_rows_leave_the_batch() -> None:
     lengths = [len(completion.token_ids) for group in groups for completion in group]
     for step, (rows, width) in enumerate(shapes[1:], start=1):
         assert width == 1
-        assert rows == sum(length > step for length in lengths)
+        going = sum(length > step for length in lengths)
+        assert going <= rows < going + rows / 8
 
 
 # --- the model is left as it was --------------------------------------------------------------------------------------

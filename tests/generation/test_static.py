@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from transformers import MistralConfig, MistralForCausalLM
 from bsharp.generation import Decoder, GenerationRequest, SamplingParams
 from bsharp.generation.static import CudaGraphs, graphs_for, plain_step, row_buckets
 from bsharp.models.loading import LanguageModel
+from bsharp.models.network import without_network
 
 VOCABULARY, EOS = 30, (1, 7)
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gpt2", "mistral")
@@ -51,6 +52,13 @@ def assert_equal_samples(left: list[Any], right: list[Any]) -> None:
     (tokens, logprobs), (other_tokens, other_logprobs) = tokens_and_logprobs(left), tokens_and_logprobs(right)
     assert tokens == other_tokens
     np.testing.assert_allclose(logprobs, other_logprobs, atol=1e-5, rtol=0)
+
+
+@pytest.fixture(autouse=True)
+def modules() -> Iterator[None]:
+    """Growing steps are those of the model's own modules here, as the fixed ones are."""
+    with without_network():
+        yield
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
