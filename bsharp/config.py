@@ -229,6 +229,9 @@ class WatchConfig:
     """Regimes whose gradients on the run's own rollouts are compared; a comparison names all of its own."""
     every: PositiveInt = 10
     """Steps between these probes; the first step is always probed."""
+    base_every: PositiveInt = 1
+    """Steps between scorings of the rollouts by the base where the objective does not read them; steps that are checked, the
+    first and the last are always scored. The KL to the base is logged at these steps only."""
     snapshot_every: PositiveInt = 5
     """Steps between snapshots of the weights, from which the path on the loss surface is drawn."""
     snapshot_megabytes: NonNegativeFloat = 64.0

@@ -127,6 +127,11 @@ class Objective:
         """Whether the score never looks at the task reward."""
         return self.task == 0
 
+    @property
+    def reads_base(self) -> bool:
+        """Whether the score depends on the base's log-probabilities; where it does not they may be NaN."""
+        return self.base_loglikelihood != 0 or self.kl_to_base != 0
+
     def score(self, inputs: ScoreInputs) -> Float[Tensor, " B"]:
         """Score of each response, R = w r + s l_ref / T^rho + c (l_ref - l) + o l, without gradient.
 
@@ -142,7 +147,9 @@ class Objective:
             scores = scores + self.base_loglikelihood * base / self._length_scale(inputs)
         if self.kl_to_base or self.own_loglikelihood:
             own = masked_sum(inputs.behaviour_token_logprobs.detach(), inputs.completion_mask)
-            scores = scores + self.kl_to_base * (base - own) + self.own_loglikelihood * own
+            if self.kl_to_base:
+                scores = scores + self.kl_to_base * (base - own)
+            scores = scores + self.own_loglikelihood * own
         return scores
 
     def token_scores(self, inputs: ScoreInputs) -> Float[Tensor, "B T"]:
@@ -167,7 +174,9 @@ class Objective:
             scores = scores + self.base_loglikelihood * self._normalised_increments(base, mask)
         if self.kl_to_base or self.own_loglikelihood:
             own = torch.where(mask, inputs.behaviour_token_logprobs.detach(), 0.0)
-            scores = scores + self.kl_to_base * (base - own) + self.own_loglikelihood * own
+            if self.kl_to_base:
+                scores = scores + self.kl_to_base * (base - own)
+            scores = scores + self.own_loglikelihood * own
         if self.task:
             positions = torch.arange(mask.shape[1], device=mask.device)
             last = torch.where(mask, positions, -1).amax(-1)

@@ -167,10 +167,11 @@ def train(command: TrainCommand) -> None:
         console.print(f"going on from {done.name} of {command.out}", highlight=False)
 
     def show(step: int, metrics: Any) -> None:
+        kl = metrics.get("kl(policy||base)/k1_nats_per_sequence")
         checked = f"  validation {metrics['validation/accuracy']:.1%}" if "validation/accuracy" in metrics else ""
         console.print(
             f"step {step}/{settings.steps}  reward {metrics['reward']:.3f}  score {metrics['score/mean']:.3f}  "
-            f"KL {metrics['kl(policy||base)/k1_nats_per_sequence']:.2f}  entropy {metrics['entropy/exact_nats_per_token']:.3f}  "
+            f"KL {'–' if kl is None else format(kl, '.2f')}  entropy {metrics['entropy/exact_nats_per_token']:.3f}  "
             f"length {metrics['completions/mean_length']:.1f}{checked}",
             highlight=False,
         )

@@ -104,7 +104,8 @@ def train_policy(
             probed = probe(policy, batch, step) if probe else None
             order = _minibatch_order(config, batch.problems, step)
             scored = time.perf_counter()
-            metrics = training_step(policy, base, objective, batch, optimizer, update, critic, order)
+            score_base = check or (step - 1) % config.watch.base_every == 0
+            metrics = training_step(policy, base, objective, batch, optimizer, update, critic, order, score_base)
             updated = time.perf_counter()
             if not all(bool(parameter.isfinite().all()) for parameter in parameters):
                 raise LogitsError("a weight is not finite")

@@ -38,19 +38,24 @@ def training_step(
     update: Update,
     critic: Critic | None = None,
     minibatch_order: Sequence[Sequence[int]] | None = None,
+    score_base: bool = True,
 ) -> dict[str, float]:
     """Score the rollouts, turn scores into advantages, update the policy once per minibatch; returns the metrics.
 
     `minibatch_order` deals the problems of each pass: one list of problem indices per update, all passes in a row;
     by default every update sees all problems. With `importance_cap` the policy scores its rollouts before the first
     update: these log-probabilities stand for it from there on, and the sampler's only in the importance weights.
+    Without `score_base` an objective that does not read the base's log-probabilities goes without them, and the figures of
+    the distance to the base are missing.
     """
-    base_logprobs = _score(base, batch, update)
+    base_logprobs = None
+    if score_base or objective.reads_base:
+        base_logprobs = _score(base, batch, update)
     if update.algorithm.importance_cap is not None:
         batch = dataclasses.replace(batch, trainer_logprobs=_score(policy, batch, update))
     inputs = ScoreInputs(
         rewards=batch.rewards,
-        base_token_logprobs=base_logprobs,
+        base_token_logprobs=torch.full(batch.mask.shape, torch.nan) if base_logprobs is None else base_logprobs,
         behaviour_token_logprobs=batch.policy_logprobs,
         completion_mask=batch.mask,
     )
@@ -154,13 +159,11 @@ def _over_updates(collected: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def score_metrics(
-    batch: RolloutBatch, scores: Float[Tensor, " B"], base_logprobs: Float[Tensor, "B T"]
+    batch: RolloutBatch, scores: Float[Tensor, " B"], base_logprobs: Float[Tensor, "B T"] | None = None
 ) -> dict[str, float]:
-    """Reward, score, KL to the base (k1, k2, k3) and group figures of the rollouts, over the valid rows."""
-    valid, mask = batch.valid, batch.mask & batch.valid[:, None]
-    policy_logprobs = batch.policy_logprobs
+    """Reward, score and group figures of the rollouts, over the valid rows; where the base scored them, KL to it (k1, k2, k3)."""
+    valid = batch.valid
     rewards, valid_scores = batch.rewards[valid], scores[valid]
-    log_ratio = masked_sum(policy_logprobs - base_logprobs, mask)[valid]
     reward_groups = algorithm.zero_variance_groups(batch.rewards, batch.group_index, valid)
     score_groups = algorithm.zero_variance_groups(scores, batch.group_index, valid)
     return {
@@ -168,21 +171,22 @@ def score_metrics(
         "reward_std": float(rewards.std(correction=0)) if len(rewards) else float("nan"),
         "score/mean": _mean(valid_scores),
         "score/std": float(valid_scores.std(correction=0)) if len(valid_scores) else float("nan"),
-        "base_logprob/mean_nats_per_sequence": _mean(masked_sum(base_logprobs, mask)[valid]),
         "frac_reward_zero_std": reward_groups.zero_variance_fraction,
         "frac_score_zero_std": score_groups.zero_variance_fraction,
         "undersized_groups": float(score_groups.undersized),
         "invalid_completions": float((~valid).sum()),
-        "kl(policy||base)/k1_nats_per_sequence": _mean(log_ratio),
-        "kl(policy||base)/k1_nats_per_token": float(
-            masked_mean(algorithm.k1_policy_base(policy_logprobs, base_logprobs), mask)
-        ),
-        "kl(policy||base)/k2_nats_per_token": float(
-            masked_mean(algorithm.k2_policy_base(policy_logprobs, base_logprobs), mask)
-        ),
-        "kl(policy||base)/k3_nats_per_token": float(
-            masked_mean(algorithm.k3_policy_base(policy_logprobs, base_logprobs), mask)
-        ),
+    } | ({} if base_logprobs is None else _distance_to_base(batch, base_logprobs))
+
+
+def _distance_to_base(batch: RolloutBatch, base_logprobs: Float[Tensor, "B T"]) -> dict[str, float]:
+    valid, mask, policy_logprobs = batch.valid, batch.mask & batch.valid[:, None], batch.policy_logprobs
+    estimators = {"k1": algorithm.k1_policy_base, "k2": algorithm.k2_policy_base, "k3": algorithm.k3_policy_base}
+    return {
+        "base_logprob/mean_nats_per_sequence": _mean(masked_sum(base_logprobs, mask)[valid]),
+        "kl(policy||base)/k1_nats_per_sequence": _mean(masked_sum(policy_logprobs - base_logprobs, mask)[valid]),
+    } | {
+        f"kl(policy||base)/{name}_nats_per_token": float(masked_mean(estimator(policy_logprobs, base_logprobs), mask))
+        for name, estimator in estimators.items()
     }
 
 

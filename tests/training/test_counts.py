@@ -220,3 +220,31 @@ def test_what_is_held_of_one_large_problem_is_bounded_too(monkeypatch: pytest.Mo
         advantages = torch.randn(batch.rows, generator=torch.Generator().manual_seed(2))
         accumulate_gradient(model, batch, advantages, update_of(64), range(1))
     assert largest.bytes <= 2**23
+
+
+@pytest.mark.parametrize(
+    ("objective", "scored"), [("task_reward", False), ("entropy_minimisation", False), ("sharpening", True)]
+)
+@pytest.mark.parametrize("advantage", ["leave_one_out", "none"])
+def test_a_step_without_the_base_learns_the_same_and_reads_the_base_only_where_the_objective_does(
+    objective: str, scored: bool, advantage: Any, tokens_run: list[int]
+) -> None:
+    batch, base = batch_of(6), read_model(seed=2)
+    _, parsed = parse_objective(objective)
+    metrics, weights = [], []
+    for score_base in (True, False):
+        policy = read_model(seed=1)
+        optimizer = torch.optim.SGD(policy.model.parameters(), lr=0.1)
+        tokens_run.clear()
+        update = update_of(advantage=advantage)
+        metrics.append(training_step(policy, base, parsed, batch, optimizer, update, score_base=score_base))
+        assert sum(tokens_run) == (2 if score_base or scored else 1) * least_tokens(batch)
+        weights.append([parameter.detach().clone() for parameter in policy.model.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*weights, strict=True))
+    with_base, without = metrics
+    missing = set() if scored else {key for key in with_base if key.startswith(("kl(policy||base)/", "base_logprob/"))}
+    assert set(with_base) - set(without) == missing
+    assert scored or len(missing) == 5
+    assert {key: with_base[key] for key in without if with_base[key] == with_base[key]} == {
+        key: value for key, value in without.items() if value == value
+    }

@@ -366,3 +366,19 @@ def batch_of(policy: LanguageModel) -> RolloutBatch:
         group_index=torch.tensor([0, 0, 0, 1, 1, 1]),
         truncated=torch.zeros(6, dtype=torch.bool),
     )
+
+
+def test_the_base_scores_first_checked_and_every_so_many_steps_and_the_run_learns_the_same(
+    folder: Path, tmp_path: Path
+) -> None:
+    key, weights = "kl(policy||base)/k1_nats_per_sequence", WeightsConfig()
+    changes = {"steps": 6, "validation": dataclasses.replace(CONFIG.validation, every=5), "objective": "task_reward"}
+    learned, scored = [], {}
+    for every in (1, 3):
+        out = tmp_path / str(every)
+        watch = dataclasses.replace(CONFIG.watch, base_every=every)
+        policy, _, _ = run(folder, out, weights, AlgorithmConfig(), watch=watch, **changes)
+        learned.append([parameter.detach() for parameter in policy.model.parameters()])
+        scored[every] = [row["step"] for row in metrics_of(out) if key in row]
+    assert scored == {1: [1, 2, 3, 4, 5, 6], 3: [1, 4, 5, 6]}
+    assert all(torch.equal(one, other) for one, other in zip(*learned, strict=True))
