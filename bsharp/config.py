@@ -356,7 +356,7 @@ class TrainConfig:
     stop_on_collapse: bool = False
     """End the run at the first alarm that its output has degenerated; otherwise alarms only warn."""
     microbatch_rows: PositiveInt = 32
-    """Rows per forward and backward pass; changes speed and memory, not the gradient."""
+    """Rows per forward and backward pass, and more of short responses; changes speed and memory, not the gradient."""
     checkpoint_every: PositiveInt = 10
     """Steps between checkpoints from which a killed run resumes."""
     threads: PositiveInt = 1
@@ -400,7 +400,7 @@ class CompareConfig:
     stop_on_collapse: bool = False
     """End a run at the first alarm that its output has degenerated; otherwise alarms only warn."""
     microbatch_rows: PositiveInt = 32
-    """Rows per forward and backward pass."""
+    """Rows per forward and backward pass, and more of short responses."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Parallel training processes of one thread each; 0 means one per CPU core (one on another device), and the number used
     is recorded."""

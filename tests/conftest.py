@@ -27,3 +27,10 @@ def browser() -> Iterator[Any]:
         pytest.skip(str(problem))
     yield browser
     context.__exit__(None, None, None)
+
+
+@pytest.fixture
+def small_bundles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Micro-batches are cut as asked for, however few tokens they hold."""
+    monkeypatch.setattr("bsharp.models.packing.SMALL_BUNDLE", 1)
+    monkeypatch.setattr("bsharp.models.packing.LEAST_BUNDLE", 1)

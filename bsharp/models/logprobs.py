@@ -17,7 +17,7 @@ from bsharp.models.head import CHUNK_BYTES, LinearHead, chunked_logprobs, inner_
 from bsharp.models.loading import LanguageModel
 from bsharp.models.network import network_of
 from bsharp.models.packed import hidden_states
-from bsharp.models.packing import pack
+from bsharp.models.packing import bundles, pack
 from bsharp.models.parallel import run_pieces, threads_for_pieces
 from bsharp.models.products import fast_products
 from bsharp.models.scored_head import score_tokens
@@ -297,8 +297,10 @@ def response_logprobs(
                 scored = score_tokens(hidden, network.head, packing.targets, temperature, masked)
                 result.view(-1)[packing.places] = scored.logprobs
 
-        batches = list(prompt_microbatches(prompt_token_ids, microbatch_rows))
         threads = threads_for_pieces(network.weight_bytes)
+        groups = prompt_groups(prompt_token_ids, microbatch_rows)
+        together = bundles(network, prompt_token_ids, response_mask, groups, microbatch_rows, threads)
+        batches = [[row for place in bundle for row in groups[place]] for bundle in together]
         with language_model.ready(), fast_products():
             run_pieces(score, [batches[first::threads] for first in range(min(threads, len(batches)))])
         return result
@@ -322,14 +324,12 @@ def response_logprobs(
     return result
 
 
-def prompt_microbatches(prompts: Sequence[Sequence[int]], microbatch_rows: int) -> Iterator[list[int]]:
-    """Row indices to pack together: the rows of a prompt one after the other, so that it is seldom run twice."""
+def prompt_groups(prompts: Sequence[Sequence[int]], most: int) -> list[list[int]]:
+    """Rows of each prompt, at most so many in one group: what they have in common is run once for a group."""
     by_prompt: dict[tuple[int, ...], list[int]] = {}
     for row, prompt in enumerate(prompts):
         by_prompt.setdefault(tuple(prompt), []).append(row)
-    rows = [row for group in by_prompt.values() for row in group]
-    for start in range(0, len(rows), microbatch_rows):
-        yield rows[start : start + microbatch_rows]
+    return [rows[start : start + most] for rows in by_prompt.values() for start in range(0, len(rows), most)]
 
 
 def scoring_microbatches(

@@ -1,13 +1,14 @@
 """Prompts and responses of a micro-batch as one row of tokens without padding, and where attention finds them.
 
-Every distinct prompt stands once, whatever the number of its responses. The last token of a response predicts nothing and is
-left out, so that N = Σ prompt lengths + Σ (response lengths − 1) tokens go through the network. Attention runs on padded
-grids of sequences of similar length, which are gathered from the packed tokens and gathered back by index tensors made here.
+What texts begin with stands once: a prompt, whatever the number of its responses, and the tokens with which several of
+these begin alike. The last token of a response predicts nothing and is left out. So the N packed tokens are the nodes of a
+tree of prefixes, at most Σ prompt lengths + Σ (response lengths − 1) of them. Attention runs on padded grids of sequences of
+similar length, which are gathered from the packed tokens and gathered back by index tensors made here.
 
-Worked example: prompt (7, 8) with responses (3, 4, 1) and (5, 1):
+Worked example: prompt (7, 8) with responses (3, 4, 1), (5, 1) and (3, 4, 6, 1):
 
-    token_ids  7 8 | 3 4 | 5        positions  0 1 | 2 3 | 2
-    predictor  1 2 3 1 4            targets    3 4 1 5 1
+    token_ids  7 8 | 3 4 | 6 | 5            positions  0 1 | 2 3 | 4 | 2
+    predictor  1 2 3 | 1 2 3 4 | 1 5        targets    3 4 1 | 3 4 6 1 | 5 1
 """
 
 from __future__ import annotations
@@ -22,13 +23,20 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from bsharp.models.parallel import SMALL_WEIGHTS
+
 if TYPE_CHECKING:
     from bsharp.models.network import Network
 
-__all__ = ["Grid", "Packing", "pack"]
+__all__ = ["Grid", "Packing", "bundles", "pack"]
 
 LENGTH_STEP = 16
 """Sequences whose lengths fall into the same step of so many tokens share a grid."""
+
+SMALL_BUNDLE = 2**12
+"""Tokens that small models run at once at least: their operations are so short that fewer would not pay for them."""
+LEAST_BUNDLE = 2**9
+"""Tokens below which a bundle is not cut to give every thread one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +79,44 @@ class Packing:
         return values.new_zeros(shape[0] * shape[1]).index_copy_(0, self.places, values).view(shape)
 
 
+def bundles(
+    network: Network,
+    prompts: Sequence[Sequence[int]],
+    mask: Bool[Tensor, "B T"],
+    parts: Sequence[Sequence[int]],
+    microbatch_rows: int,
+    threads: int,
+) -> list[list[int]]:
+    """Which parts to run together, as places in `parts`: consecutive ones, of about as many tokens each.
+
+    A bundle holds at most `microbatch_rows` rows, or more where prompts and responses together have no more tokens than so many
+    of the longest responses; a part that is larger stands alone. The number of bundles is a multiple of `threads` where that
+    leaves them long enough.
+    """
+    lengths, longest = mask.sum(-1).tolist(), mask.shape[1]
+    costs = []
+    for part in parts:
+        tokens = sum(lengths[row] for row in part) + sum(
+            len(prompt) for prompt in {tuple(prompts[row]) for row in part}
+        )
+        costs.append(min(tokens, len(part) * longest))
+    limit = microbatch_rows * longest
+    if network.weight_bytes <= SMALL_WEIGHTS:
+        limit = max(limit, SMALL_BUNDLE)
+    number = max(1, -(-sum(costs) // limit))
+    number = max(1, min(-(-number // threads) * threads, sum(costs) // LEAST_BUNDLE))
+    share = sum(costs) / number
+    dealt: list[list[int]] = []
+    used = before = 0
+    for place, cost in enumerate(costs):
+        if not dealt or used + cost > limit or before + cost / 2 > share * len(dealt):
+            dealt.append([])
+            used = 0
+        dealt[-1].append(place)
+        used, before = used + cost, before + cost
+    return dealt
+
+
 def pack(
     network: Network,
     prompts: Sequence[Sequence[int]],
@@ -80,7 +126,8 @@ def pack(
 ) -> Packing:
     """Pack B rows; `parts` deals them, by default all are one part. A prompt that two parts have in common stands twice.
 
-    Rows of a part need not share a prompt. A row without a token adds nothing. Raises ValueError for an empty prompt.
+    Rows of a part need not share a prompt. A row without a token adds nothing. Rows of a prompt come in an order in which those
+    that begin alike are neighbours. Raises ValueError for an empty prompt.
     """
     if min((len(prompt) for prompt in prompts), default=1) < 1:
         raise ValueError("every prompt needs at least one token, got an empty one; add a BOS token or prompt text")
@@ -90,10 +137,8 @@ def pack(
     predictor: list[np.ndarray] = []
     rows_in_order: list[int] = []
     slices: list[tuple[slice, slice]] = []
-    prompt_spans: list[tuple[int, int]] = []  # first token, length
-    spans: list[
-        tuple[int, int, int, int]
-    ] = []  # of each row: first token of the prompt, its length, first own, their number
+    asking_prompts: list[_Sequence] = []
+    asking_rows: list[_Sequence] = []
     count = predicted = 0
     ids = responses.numpy()
     for part in parts if parts is not None else [range(len(prompts))]:
@@ -104,24 +149,28 @@ def pack(
                 by_prompt.setdefault(tuple(prompts[row]), []).append(row)
         for prompt, rows in by_prompt.items():
             start, size = count, len(prompt)
-            prompt_spans.append((start, size))
+            asking_prompts.append((np.arange(start, start + size), size))
             tokens.append(np.asarray(prompt))
             positions.append(np.arange(size))
             count += size
-            for row in rows:
-                own = int(lengths[row]) - 1
-                tokens.append(ids[row, :own])
-                positions.append(np.arange(size, size + own))
-                predictor.append(np.concatenate([[start + size - 1], np.arange(count, count + own)]))
-                spans.append((start, size, count, own))
+            path = np.arange(start, start + size)
+            order, shared = _by_prefix([ids[row, : lengths[row] - 1] for row in rows])
+            for place, alike in zip(order, shared, strict=True):
+                row = rows[place]
+                own = int(lengths[row]) - 1 - alike
+                tokens.append(ids[row, alike : alike + own])
+                positions.append(np.arange(size + alike, size + alike + own))
+                path = np.concatenate([path[: size + alike], np.arange(count, count + own)])
+                predictor.append(path[size - 1 :])
+                if own:
+                    asking_rows.append((path, own))
                 count += own
-                predicted += own + 1
-            rows_in_order += rows
+                predicted += alike + own + 1
+                rows_in_order.append(row)
         slices.append((slice(first_token, count), slice(first_predicted, predicted)))
     width = responses.shape[1]
     places = [row * width + np.arange(lengths[row]) for row in rows_in_order]
-    asked = [(start, size, start, size) for start, size in prompt_spans], [span for span in spans if span[3]]
-    grids = [grid for sequences in asked for grid in _grids(network, np.asarray(sequences).reshape(-1, 4))]
+    grids = [grid for sequences in (asking_prompts, asking_rows) for grid in _grids(network, sequences)]
     return Packing(
         token_ids=_joined(tokens),
         positions=_joined(positions),
@@ -139,25 +188,47 @@ def _joined(pieces: list[np.ndarray]) -> Int[Tensor, " N"]:
     return torch.from_numpy(np.concatenate(pieces).astype(np.int64) if pieces else np.empty(0, dtype=np.int64))
 
 
-def _grids(network: Network, sequences: np.ndarray) -> list[tuple[Grid, Tensor]]:
-    """Grids over sequences (first token of the prompt, its length, first own token, number of own tokens).
+_Sequence = tuple[np.ndarray, int]
+"""The packed tokens of a text from its beginning on, and how many of its last ones ask: those before it ask elsewhere."""
 
-    A prompt by itself counts as its own tokens: its queries see what comes before them among these.
+
+def _by_prefix(rows: list[np.ndarray]) -> tuple[list[int], list[int]]:
+    """An order of the rows and how many tokens each then shares with the one before it, the most it shares with any before.
+
+    The order is that of the bytes of the tokens: any in which equal beginnings are neighbours will do. Where nothing is shared
+    the rows stay in theirs.
     """
-    steps = (sequences[:, 3] + LENGTH_STEP - 1) // LENGTH_STEP
-    return [_grid(network, sequences[steps == step]) for step in np.unique(steps)]
+    order = sorted(range(len(rows)), key=lambda row: rows[row].tobytes())
+    shared = [0] * len(rows)
+    for place in range(1, len(rows)):
+        one, other = rows[order[place - 1]], rows[order[place]]
+        size = min(len(one), len(other))
+        differ = (one[:size] != other[:size]).nonzero()[0]
+        shared[place] = int(differ[0]) if len(differ) else size
+    return (order, shared) if any(shared) else (list(range(len(rows))), shared)
 
 
-def _grid(network: Network, sequences: np.ndarray) -> tuple[Grid, Tensor]:
+def _grids(network: Network, sequences: list[_Sequence]) -> list[tuple[Grid, Tensor]]:
+    """Grids over sequences whose asking tokens are about equally many."""
+    by_step: dict[int, list[_Sequence]] = {}
+    for sequence in sequences:
+        by_step.setdefault(-(-sequence[1] // LENGTH_STEP), []).append(sequence)
+    return [_grid(network, by_step[step]) for step in sorted(by_step)]
+
+
+def _grid(network: Network, sequences: list[_Sequence]) -> tuple[Grid, Tensor]:
     """A grid, and which of its queries stand for a token, (R, Q)."""
-    prompt, before, own, number = (torch.from_numpy(column)[:, None] for column in sequences.T)
-    alone = prompt == own  # a prompt by itself
-    before = torch.where(alone, 0, before)
+    number = torch.tensor([[own] for _, own in sequences])
+    before = torch.tensor([[len(path) - own] for path, own in sequences])
     asking, asked = int(number.max()), int((before + number).max())
+    key_tokens = torch.tensor([[int(path[-own])] for path, own in sequences]).repeat(
+        1, asked
+    )  # what fills up: a token of the row
+    for row, (path, _) in enumerate(sequences):
+        key_tokens[row, : len(path)] = torch.from_numpy(path)
     query, key = torch.arange(asking)[None, :], torch.arange(asked)[None, :]
     real = query < number
-    query_tokens = torch.where(real, own + query, own)
-    key_tokens = torch.where(key < before, prompt + key, torch.where(key < before + number, own + key - before, own))
+    query_tokens = key_tokens.gather(1, before + torch.where(real, query, 0))
     later = key[:, None, :] > before[:, :, None] + query[:, :, None]
     if bool((before == before[0]).all()):
         later = later[:1]

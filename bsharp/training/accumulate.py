@@ -63,8 +63,11 @@ def accumulate_gradient(
     # Where no advantage differs from 0 there is no gradient to compute: such problems are only looked at.
     moving = batch.mask & (weights != 0) & (advantages != 0)
     silent = [part for part in parts if critic is None and not bool(moving[part].any())]
-    for rows in _microbatches(batch, [row for part in silent for row in part], update.microbatch_rows):
-        (packed or passes).look(rows)
+    if packed is not None:
+        packed.look(silent)
+    else:
+        for rows in _microbatches(batch, [row for part in silent for row in part], update.microbatch_rows):
+            passes.look(rows)
     for part in silent:
         contributions.record(_comparable_rows(batch, part, config))
     speaking = [part for part in parts if part not in silent]

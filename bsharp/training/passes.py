@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from bsharp.models import packed
 from bsharp.models.loading import LanguageModel
 from bsharp.models.logprobs import ForwardResult, forward_responses
 from bsharp.models.network import Network, network_of
-from bsharp.models.packing import Packing, pack
+from bsharp.models.packing import Packing, bundles, pack
 from bsharp.models.parallel import run_pieces, threads_for_pieces
 from bsharp.models.part_gradients import GradientSums, PartNorms
 from bsharp.models.products import fast_products
@@ -200,53 +200,60 @@ class PackedPasses:
 
     def accumulate(self, parts: Sequence[list[int]]) -> list[float]:
         """Add the gradients of all parts to `gradients`; returns the squared norm of each one's own."""
-        bundles = list(self._bundles(parts))
         # The head of a critic is trained beside it, by one pass after the other.
         threads = 1 if self._plain.critic is not None else threads_for_pieces(self._network.weight_bytes)
-        dealt = [list(range(first, len(bundles), threads)) for first in range(min(threads, len(bundles)))]
+        dealt = self._dealt(parts, threads)
 
-        def run(numbers: list[int]) -> tuple[GradientSums, list[tuple[list[float], float]]]:
+        def run(mine: list[list[int]]) -> tuple[GradientSums, list[tuple[list[float], float]]]:
             sums = GradientSums()
-            return sums, [self._backward([parts[place] for place in bundles[number]], sums) for number in numbers]
+            return sums, [self._backward([parts[place] for place in bundle], sums) for bundle in mine]
 
         with fast_products(), self._plain.policy.ready():
             results = run_pieces(run, dealt)
         norms = [0.0] * len(parts)
-        for numbers, (sums, found) in zip(dealt, results, strict=True):
+        for mine, (sums, found) in zip(dealt, results, strict=True):
             self.gradients.take(sums)
-            for number, (norms_squared, loss) in zip(numbers, found, strict=True):
+            for bundle, (norms_squared, loss) in zip(mine, found, strict=True):
                 self._plain.sums.add("loss/policy", loss)
-                for place, norm_squared in zip(bundles[number], norms_squared, strict=True):
+                for place, norm_squared in zip(bundle, norms_squared, strict=True):
                     norms[place] = norm_squared
         return norms
 
-    def _bundles(self, parts: Sequence[list[int]]) -> Iterator[list[int]]:
-        """Places of the parts to run together, those of similar length, so that attention has little to fill up."""
-        mask = self._plain.batch.mask
-        bundle: list[int] = []
-        rows = 0
-        for place in sorted(range(len(parts)), key=lambda place: int(mask[parts[place]].sum())):
-            if bundle and rows + len(parts[place]) > self._plain.update.microbatch_rows:
-                yield bundle
-                bundle, rows = [], 0
-            bundle.append(place)
-            rows += len(parts[place])
-        if bundle:
-            yield bundle
-
-    def look(self, rows: list[int]) -> None:
-        """Only look at these rows: they have no gradient."""
-        packing = self._pack([rows])
-        with self._plain.policy.ready():
-            hidden = packed.hidden_states(self._network, packing).index_select(0, packing.predictor)
+    def look(self, parts: Sequence[list[int]]) -> None:
+        """Only look at these parts: they have no gradient."""
         temperature, masked = self._drawn_from
-        scored = score_tokens(hidden, self._network.head, packing.targets, temperature, masked, with_entropy=True)
-        self._plain.sums.observe_packed(packing, scored)
+
+        def run(mine: list[list[int]]) -> None:
+            for bundle in mine:
+                packing = self._pack([[row for place in bundle for row in parts[place]]])
+                hidden = packed.hidden_states(self._network, packing).index_select(0, packing.predictor)
+                scored = score_tokens(
+                    hidden, self._network.head, packing.targets, temperature, masked, with_entropy=True
+                )
+                self._plain.sums.observe_packed(packing, scored)
+
+        with fast_products(), self._plain.policy.ready():
+            run_pieces(run, self._dealt(parts, threads_for_pieces(self._network.weight_bytes)))
+
+    def _dealt(self, parts: Sequence[list[int]], threads: int) -> list[list[list[int]]]:
+        """For each thread the bundles of parts that it runs, as their places.
+
+        Parts of similar length are together, so that attention has little to fill up.
+        """
+        batch = self._plain.batch
+        order = sorted(range(len(parts)), key=lambda place: int(batch.mask[parts[place]].sum()))
+        in_order = [parts[place] for place in order]
+        together = bundles(
+            self._network, batch.prompt_token_ids, batch.mask, in_order, self._plain.update.microbatch_rows, threads
+        )
+        found = [[order[place] for place in bundle] for bundle in together]
+        return [found[first::threads] for first in range(min(threads, len(found)))]
 
     def _backward(self, bundle: Sequence[list[int]], gradients: GradientSums) -> tuple[list[float], float]:
         """Add the gradient of these parts; the squared norm of each one's own, and their part of the policy's loss."""
         limit = self._plain.update.microbatch_rows
-        if len(bundle) > 1 or len(bundle[0]) <= limit:
+        mask = self._plain.batch.mask
+        if len(bundle) > 1 or len(bundle[0]) <= limit or int(mask[bundle[0]].sum()) <= limit * mask.shape[1]:
             return self._run(bundle, gradients)
         own, loss = GradientSums(), 0.0
         for first in range(0, len(bundle[0]), limit):

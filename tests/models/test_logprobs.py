@@ -24,6 +24,8 @@ from bsharp.models.loading import LanguageModel, load_language_model
 from bsharp.models.logprobs import ForwardResult, forward_responses, response_logprobs, scoring_microbatches
 from bsharp.models.placement import peft_without_warnings
 
+pytestmark = pytest.mark.usefixtures("small_bundles")
+
 FAMILIES = ("qwen3", "qwen2", "llama", "gpt2")
 
 

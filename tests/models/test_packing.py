@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bsharp.models import packing as packing_module
 from bsharp.models.network import Network, network_of
-from bsharp.models.packing import Grid, Packing, pack
+from bsharp.models.packing import Grid, Packing, bundles, pack
 
 PROMPTS = [(1, 2, 3, 4, 5), (2,), (1, 2, 3, 4, 5), (3, 1, 4), (2,), (1, 2, 3, 4, 5), (4, 4)]
 LENGTHS = [7, 3, 1, 12, 5, 4, 1]
@@ -24,12 +24,25 @@ def network(monkeypatch: pytest.MonkeyPatch) -> Network:
     return network
 
 
-def responses_of(lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Token ids from 6 up, different at every place, and the mask; filled up with −7, which is no token."""
+def responses_of(lengths: Sequence[int], alike: bool = False) -> tuple[Tensor, Tensor]:
+    """Token ids from 6 up, different at every place, and the mask; filled up with −7, which is no token.
+
+    With `alike` most of them begin with some of the same tokens, some are the beginning of others, and two are equal.
+    """
     width = max([*lengths, 1])
     mask = torch.arange(width)[None] < torch.tensor(lengths, dtype=torch.long)[:, None]
     ids = 6 + torch.arange(len(lengths) * width).view(-1, width) % 24
+    if alike:
+        ids = (6 + torch.arange(width) % 24).repeat(len(lengths), 1)
+        for row, parts_at in enumerate((99, 2, 0, 5, 3, 1, 99)[: len(lengths)]):
+            ids[row, parts_at:] = 7 + row
     return ids.masked_fill(~mask, -7), mask
+
+
+def beginnings(prompts: Sequence[Sequence[int]], ids: Tensor, rows: Sequence[int]) -> int:
+    """How many tokens a tree of all texts has: distinct prompts, and distinct beginnings of what follows each."""
+    found = {(tuple(prompts[row]), tuple(ids[row, :end].tolist())) for row in rows for end in range(1, LENGTHS[row])}
+    return sum(map(len, {tuple(prompts[row]) for row in rows})) + len(found)
 
 
 def seen_by(packing: Packing, network: Network) -> dict[tuple[int, int], list[tuple[int, int]]]:
@@ -67,28 +80,79 @@ def texts(packing: Packing, prompts: Sequence[Sequence[int]], responses: Tensor,
 
 
 def test_the_example_of_the_module_is_what_comes_out(network: Network) -> None:
-    responses = torch.tensor([[3, 4, 1], [5, 1, 0]])
-    mask = torch.tensor([[True, True, True], [True, True, False]])
-    found = pack(network, [(7, 8), (7, 8)], responses, mask)
-    assert found.token_ids.tolist() == [7, 8, 3, 4, 5]
-    assert found.positions.tolist() == [0, 1, 2, 3, 2]
-    assert found.predictor.tolist() == [1, 2, 3, 1, 4]
-    assert found.targets.tolist() == [3, 4, 1, 5, 1]
-    assert found.places.tolist() == [0, 1, 2, 3, 4]
-    assert found.parts == ((slice(0, 5), slice(0, 5)),)
+    responses = torch.tensor([[3, 4, 1, 0], [5, 1, 0, 0], [3, 4, 6, 1]])
+    mask = torch.tensor([[True, True, True, False], [True, True, False, False], [True, True, True, True]])
+    found = pack(network, [(7, 8)] * 3, responses, mask)
+    assert found.token_ids.tolist() == [7, 8, 3, 4, 6, 5]
+    assert found.positions.tolist() == [0, 1, 2, 3, 4, 2]
+    assert found.predictor.tolist() == [1, 2, 3, 1, 2, 3, 4, 1, 5]
+    assert found.targets.tolist() == [3, 4, 1, 3, 4, 6, 1, 5, 1]
+    assert found.places.tolist() == [0, 1, 2, 8, 9, 10, 11, 4, 5]
+    assert found.parts == ((slice(0, 6), slice(0, 9)),)
 
 
-@pytest.mark.parametrize("parts", [None, [[0, 2, 5], [1, 4], [3], [6]], [[3, 1, 0], [], [2, 6], [5, 4]]])
-def test_every_distinct_prompt_of_a_part_and_every_response_but_its_last_token_is_packed_once(
-    network: Network, parts: list[list[int]] | None
+def test_rows_that_share_nothing_stay_in_their_order(network: Network) -> None:
+    responses = torch.tensor([[9, 1], [3, 1], [5, 1]])
+    found = pack(network, [(7, 8)] * 3, responses, torch.ones((3, 2), dtype=torch.bool))
+    assert found.token_ids.tolist() == [7, 8, 9, 3, 5]
+    assert found.places.tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_bundles_hold_every_part_in_order_and_no_more_than_so_many_rows_or_their_tokens(
+    network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    responses, mask = responses_of(LENGTHS)
+    monkeypatch.setattr(packing_module, "SMALL_BUNDLE", 1)
+    monkeypatch.setattr(packing_module, "LEAST_BUNDLE", 1)
+    draw = torch.Generator().manual_seed(0)
+    sizes = torch.randint(1, 9, (40,), generator=draw).tolist()
+    parts = [list(range(sum(sizes[:part]), sum(sizes[: part + 1]))) for part in range(40)]
+    rows, longest = sum(sizes), 20
+    lengths = torch.randint(1, longest + 1, (rows, 1), generator=draw)
+    lengths[60:120] = 1
+    mask = torch.arange(longest) < lengths
+    prompts = [(part, 1, 2) for part, size in enumerate(sizes) for _ in range(size)]
+    for microbatch_rows in (1, 4, 16, 64, 1000):
+        for threads in (1, 2, 3):
+            found = bundles(network, prompts, mask, parts, microbatch_rows, threads)
+            assert [place for bundle in found for place in bundle] == list(range(40))
+            for bundle in found:
+                together = [row for place in bundle for row in parts[place]]
+                tokens = int(lengths[together].sum()) + 3 * len(bundle)
+                assert len(bundle) == 1 or len(together) <= microbatch_rows or tokens <= microbatch_rows * longest
+            if microbatch_rows == 1000:
+                assert len(found) == threads
+    most = max(len(bundle) for bundle in bundles(network, prompts, mask, parts, 16, 1))
+    assert most > 6, "short responses go more at once"
+
+
+def test_small_models_are_not_run_in_bundles_too_short_to_pay(network: Network) -> None:
+    mask = torch.ones((200, 10), dtype=torch.bool)
+    prompts = [(1, 2, 3)] * 200
+    parts = [[row] for row in range(200)]
+    assert [len(bundles(network, prompts[:count], mask[:count], parts[:count], 4, 2)) for count in (10, 90, 200)] == [
+        1,
+        1,
+        2,
+    ]
+    large = Network(**{name: getattr(network, name) for name in vars(network)} | {"blocks": network.blocks * 10_000})
+    assert len(bundles(large, prompts, mask, parts, 4, 1)) >= 50
+
+
+def test_no_parts_make_no_bundles(network: Network) -> None:
+    assert bundles(network, [], torch.ones((0, 1), dtype=torch.bool), [], 4, 2) == []
+
+
+@pytest.mark.parametrize("alike", [False, True])
+@pytest.mark.parametrize("parts", [None, [[0, 2, 5], [1, 4], [3], [6]], [[3, 1, 0], [], [2, 6], [5, 4]]])
+def test_every_distinct_prompt_of_a_part_and_every_beginning_of_its_responses_is_packed_once(
+    network: Network, parts: list[list[int]] | None, alike: bool
+) -> None:
+    responses, mask = responses_of(LENGTHS, alike)
     found = pack(network, PROMPTS, responses, mask, parts)
     dealt = parts if parts is not None else [list(range(len(PROMPTS)))]
     assert len(found.parts) == len(dealt)
     for part, (tokens, predicted) in zip(dealt, found.parts, strict=True):
-        own = sum(LENGTHS[row] - 1 for row in part)
-        assert tokens.stop - tokens.start == sum(map(len, {PROMPTS[row] for row in part})) + own
+        assert tokens.stop - tokens.start == beginnings(PROMPTS, responses, part)
         assert predicted.stop - predicted.start == sum(LENGTHS[row] for row in part)
         rows = torch.div(found.places[predicted], responses.shape[1], rounding_mode="floor")
         assert set(rows.tolist()) == set(part)
@@ -96,8 +160,11 @@ def test_every_distinct_prompt_of_a_part_and_every_response_but_its_last_token_i
     assert len(found.targets) == found.parts[-1][1].stop == len(found.predictor)
 
 
-def test_targets_are_the_response_tokens_and_each_is_predicted_by_what_comes_before_it(network: Network) -> None:
-    responses, mask = responses_of(LENGTHS)
+@pytest.mark.parametrize("alike", [False, True])
+def test_targets_are_the_response_tokens_and_each_is_predicted_by_what_comes_before_it(
+    network: Network, alike: bool
+) -> None:
+    responses, mask = responses_of(LENGTHS, alike)
     found = pack(network, PROMPTS, responses, mask, [[3, 1, 0], [2, 6], [5, 4]])
     assert sorted(found.places.tolist()) == mask.flatten().nonzero()[:, 0].tolist()
     assert torch.equal(found.targets, responses.flatten()[found.places])
@@ -108,13 +175,14 @@ def test_targets_are_the_response_tokens_and_each_is_predicted_by_what_comes_bef
 
 @pytest.mark.parametrize("family", ["qwen3", "four heads"])
 @pytest.mark.parametrize("step", [1, 3, 100])
+@pytest.mark.parametrize("alike", [False, True])
 def test_every_query_sees_the_tokens_of_its_own_text_in_order_and_no_other(
-    network: Network, family: str, step: int, monkeypatch: pytest.MonkeyPatch
+    network: Network, family: str, alike: bool, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(packing_module, "LENGTH_STEP", step)
     if family != "qwen3":
         network = Network(**{name: getattr(network, name) for name in vars(network)} | {"heads": 4, "kv_heads": 2})
-    responses, mask = responses_of(LENGTHS)
+    responses, mask = responses_of(LENGTHS, alike)
     found = pack(network, PROMPTS, responses, mask, [[3, 1, 0], [2, 6], [5, 4]])
     text = texts(found, PROMPTS, responses, mask)
     seen = seen_by(found, network)
@@ -128,11 +196,12 @@ def test_every_query_sees_the_tokens_of_its_own_text_in_order_and_no_other(
 
 
 @pytest.mark.parametrize("step", [1, 3, 100])
+@pytest.mark.parametrize("alike", [False, True])
 def test_the_places_of_a_key_are_all_those_where_a_query_sees_it(
-    network: Network, step: int, monkeypatch: pytest.MonkeyPatch
+    network: Network, alike: bool, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(packing_module, "LENGTH_STEP", step)
-    responses, mask = responses_of(LENGTHS)
+    responses, mask = responses_of(LENGTHS, alike)
     found = pack(network, PROMPTS, responses, mask, [[3, 1, 0], [2, 6], [5, 4]])
     keys = torch.cat([grid.keys for grid in found.grids])
     places, begins = found.key_places

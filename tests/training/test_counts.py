@@ -24,6 +24,8 @@ from bsharp.rollouts import RolloutBatch
 from bsharp.training.accumulate import Update, accumulate_gradient
 from bsharp.training.step import training_step
 
+pytestmark = pytest.mark.usefixtures("small_bundles")
+
 LARGE = 20_000
 SIZES = (3, 4, 2, 4)
 
@@ -46,9 +48,11 @@ def batch_of(vocabulary: int, sizes: tuple[int, ...] = SIZES, longest: int = 9) 
 
 
 def least_tokens(batch: RolloutBatch) -> int:
-    """Every distinct prompt once, and of every response all but its last token, which predicts nothing."""
-    prompts = sum(len(prompt) for prompt in set(batch.prompt_token_ids))
-    return prompts + int((batch.mask.sum(-1) - 1).sum())
+    """Every distinct prompt once, and every distinct beginning of its responses but their last token, which predicts nothing."""
+    lengths = batch.mask.sum(-1).tolist()
+    rows = zip(batch.prompt_token_ids, batch.response_token_ids.tolist(), lengths, strict=True)
+    beginnings = {(prompt, tuple(row[:end])) for prompt, row, length in rows for end in range(1, length)}
+    return sum(len(prompt) for prompt in set(batch.prompt_token_ids)) + len(beginnings)
 
 
 def update_of(microbatch_rows: int = 100, **algorithm: Any) -> Update:

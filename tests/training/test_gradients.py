@@ -19,6 +19,8 @@ from bsharp.rollouts import RolloutBatch
 from bsharp.training.gradients import PartGradients
 from bsharp.training.step import Update, training_step
 
+pytestmark = pytest.mark.usefixtures("small_bundles")
+
 RESPONSES = every_response(3, 3, (0,))
 PROMPTS = ((1, 2), (2,), (1, 1, 2), (2, 2, 1, 1), (1,))
 

@@ -38,6 +38,8 @@ from bsharp.training import Progress, Update, accumulate, build_optimizer, loop,
 from bsharp.training import step as step_module
 from bsharp.types import Completion, Grade, GradeStatus, Problem
 
+pytestmark = pytest.mark.usefixtures("small_bundles")
+
 CONFIG = TrainConfig(
     tasks=("math_mini",),
     steps=3,

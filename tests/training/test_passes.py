@@ -21,6 +21,8 @@ from bsharp.rollouts import RolloutBatch
 from bsharp.training.accumulate import Critic, Update, accumulate_gradient
 from bsharp.training.passes import trained_network
 
+pytestmark = pytest.mark.usefixtures("small_bundles")
+
 VOCABULARY, LONGEST = 11, 9
 SIZES = (4, 3, 5, 2, 4)
 SILENT = 2

@@ -21,6 +21,8 @@ from bsharp.theory.policy_gradient import exact_objective
 from bsharp.theory.world import from_arrays
 from bsharp.training.step import Critic, Update, accumulate_gradient, advantages_of, score_metrics, training_step
 
+pytestmark = pytest.mark.usefixtures("small_bundles")
+
 PROMPT = (1, 2)
 VOCAB, MAX_LENGTH, EOS = 3, 3, (0,)
 RESPONSES = every_response(VOCAB, MAX_LENGTH, EOS)
