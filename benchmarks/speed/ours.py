@@ -1,7 +1,8 @@
 """One training step of this package, as `bsharp.training.loop.train_policy` does it, with the seconds of its parts.
 
-The step always scores the base, because the KL to it is logged for every regime, and always measures the variance of the
-gradient from every problem's own contribution: both are defaults, and neither is switched off here.
+The base scores the rollouts where the regime reads it, as a reference model does; without one no step of these does
+(`watch.base_every` beyond the number of steps; the default is every step). The variance of the gradient is always measured
+from every problem's own contribution.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ class OurStep:
         order = [random_stream(0, "minibatches", step, 0).permutation(batch.problems).tolist()]
         scored = time.perf_counter()
         self.metrics = training_step(
-            self._policy, self._base, self._objective, batch, self._optimizer, self._update, None, order
+            self._policy, self._base, self._objective, batch, self._optimizer, self._update, None, order, score_base=False
         )
         finite = all(bool(parameter.isfinite().all()) for parameter in self._trained)
         if torch.cuda.is_available():
