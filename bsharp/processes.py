@@ -11,10 +11,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
 
 __all__ = ["inherit", "prepare_workers", "process_context"]
 
@@ -61,9 +63,18 @@ def process_context(device: str) -> BaseContext:
 
 
 def inherit(environment: Mapping[str, str]) -> None:
-    """In a worker: the environment of the process that wants it, whatever it was forked from."""
+    """In a worker: the environment of the process that wants it, whatever it was forked from, and no life beyond its."""
     os.environ.clear()
     os.environ.update(environment)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: BaseProcess) -> None:
+    """A parent that is killed closes no pool: workers that wait for work would wait for ever."""
+    parent.join()
+    os._exit(1)
 
 
 def _apply_settings() -> None:

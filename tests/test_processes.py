@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
+import time
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import pytest
 from work_pieces import Seen, seen_by_worker
@@ -53,3 +57,38 @@ def test_what_the_imports_have_read_cannot_change_for_a_forked_worker(monkeypatc
 def test_workers_on_an_accelerator_are_started_anew() -> None:
     assert process_context("cuda").get_start_method() == "spawn"
     assert process_context("cuda:1").get_start_method() == "spawn"
+
+
+@linux
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_workers_end_with_the_process_that_wants_them_however_it_ends(method: str) -> None:
+    script = f"""
+import multiprocessing, os, time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from bsharp.processes import inherit
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("{method}")
+    with ProcessPoolExecutor(1, context, initializer=inherit, initargs=(dict(os.environ),)) as pool:
+        print(pool.submit(os.getpid).result(), flush=True)
+        time.sleep(600)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        parent.kill()
+    for _ in range(200):
+        if not _runs(worker):
+            return
+        time.sleep(0.1)
+    os.kill(worker, signal.SIGKILL)
+    pytest.fail("the worker waits for work from a process that is gone")
+
+
+def _runs(pid: int) -> bool:
+    """Whether the process is there and not a zombie that nobody has asked for."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

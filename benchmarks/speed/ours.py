@@ -120,7 +120,15 @@ class OurStep:
         order = [random_stream(0, "minibatches", step, 0).permutation(batch.problems).tolist()]
         scored = time.perf_counter()
         self.metrics = training_step(
-            self._policy, self._base, self._objective, batch, self._optimizer, self._update, None, order, score_base=False
+            self._policy,
+            self._base,
+            self._objective,
+            batch,
+            self._optimizer,
+            self._update,
+            None,
+            order,
+            score_base=False,
         )
         finite = all(bool(parameter.isfinite().all()) for parameter in self._trained)
         if torch.cuda.is_available():

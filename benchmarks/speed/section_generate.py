@@ -22,7 +22,7 @@ def run(setting: Setting) -> dict[str, Any]:
     found: dict[str, Any] = {"against transformers": {}, "rows that end early": {}}
     for name in setting.models or ("tiny", "6M", "50M"):
         workload = WORKLOADS[name]
-        rounds = setting.rounds({"tiny": 9}.get(name, 3))
+        rounds = setting.rounds({"tiny": 9, "50M": 2}.get(name, 3))
         found["against transformers"][name] = _against_transformers(setting, name, workload, rounds)
         found["rows that end early"][name] = _early_ends(setting, name, workload, rounds)
     return found

@@ -30,7 +30,7 @@ def run(setting: Setting) -> dict[str, Any]:
         chosen = microbatches(tuning, workload)
         print(f"\n### {workload}: TRL's micro-batch, GRPO without reference, faster of two steps\n")
         print(tuning_table(tuning), flush=True)
-        rounds = setting.rounds({"tiny": 9}.get(name, 3))
+        rounds = setting.rounds({"tiny": 9, "50M": 2}.get(name, 3))
         measured = measure(final_variants(folder, workload, chosen, tuning), rounds, 1, setting.lock)
         print(f"\n### {workload}: seconds a step, median (min–max) of {rounds}\n")
         print(trl_table(measured, workload))
