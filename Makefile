@@ -1,4 +1,4 @@
-# make compare   train the embedded base under every regime, print the table, write the page (installs first, about 5½ minutes on 2 cores)
+# make compare   train the embedded base under every regime, print the table, write the page (installs first, about 5 minutes on 2 cores)
 # make quick     the same in about a minute, with fewer steps, seeds and problems
 # make diagnose  loss surface, input sensitivity and gradients after training of that comparison, then its page again
 # make test      lint, types, import contracts, tests; installs Debian's Chromium for the page where it may
