@@ -182,8 +182,12 @@ def measure(
     warmup: int = 1,
     lock: Lock | None = None,
     longest: float | None = None,
+    ahead: int = 0,
 ) -> dict[str, Measured]:
     """Each variant by name: `warmup` steps that are not counted and `rounds` that are, all variants taking turns.
+
+    With `ahead` every turn begins with so many steps that are not counted: steps of a run follow each other, and a short one
+    behind other processes' would find threads asleep and caches full of what is theirs.
 
     All processes are started at once, load side by side and then wait; odd rounds go through the variants backwards, so
     that a machine that grows slower or faster favours none. One that fails keeps its error and drops out. With `longest` a
@@ -204,6 +208,9 @@ def measure(
             for process in _order(processes, number):
                 lock.exclusive()
                 _make_room(processes)
+                if number >= 0:
+                    for _ in range(ahead):
+                        process.step()
                 values = process.undisturbed_step() if number >= 0 else process.step()
                 if values is not None and number >= 0:
                     process.measured.steps.append(values)

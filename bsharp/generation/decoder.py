@@ -19,7 +19,7 @@ from bsharp.generation.network_steps import NetworkSteps, StepWeights
 from bsharp.generation.sampling import choose_tokens
 from bsharp.generation.static import Capture, CudaGraphs, FixedShapeSteps, graphs_for, serves
 from bsharp.models.network import network_of
-from bsharp.models.parallel import run_pieces, threads_for_pieces
+from bsharp.models.parallel import TINY_WEIGHTS, run_pieces, threads_for_pieces
 from bsharp.types import Completion
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Decoder"]
 
-LEAST_WEIGHTS = 2**22
-"""Bytes of weights from which on the rows of a micro-batch are dealt to the threads."""
 LEAST_SHARE = 8
 """Rows that have ended leave once they are this part of all: moving rows costs something, and so do products of a new shape."""
 CAPACITY_MULTIPLE = 64
@@ -115,8 +113,8 @@ class Decoder(LocalGenerator):
         if weights is None:
             return self._decode_by_modules(requests, segments, params)
         size = weights.network.weight_bytes
-        # Below, a step is so short that threads would wait for each other's Python.
-        pieces = split_segments(segments, threads_for_pieces(size) if size >= LEAST_WEIGHTS else 1)
+        # Threads that decode a tiny model would wait for each other's Python.
+        pieces = split_segments(segments, 1 if size < TINY_WEIGHTS else threads_for_pieces(size))
         # Prompts are run by all threads together: their products are large.
         prepared = [
             (

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from bsharp.models.parallel import SMALL_WEIGHTS
+from bsharp.models.parallel import TINY_WEIGHTS
 
 if TYPE_CHECKING:
     from bsharp.models.network import Network
@@ -33,8 +33,8 @@ __all__ = ["Grid", "Packing", "bundles", "pack"]
 LENGTH_STEP = 16
 """Sequences whose lengths fall into the same step of so many tokens share a grid."""
 
-SMALL_BUNDLE = 2**12
-"""Tokens that small models run at once at least: their operations are so short that fewer would not pay for them."""
+TINY_BUNDLE = 2**12
+"""Tokens that tiny models run at once at least: fewer would not pay for the operations."""
 LEAST_BUNDLE = 2**9
 """Tokens below which a bundle is not cut to give every thread one."""
 
@@ -101,8 +101,8 @@ def bundles(
         )
         costs.append(min(tokens, len(part) * longest))
     limit = microbatch_rows * longest
-    if network.weight_bytes <= SMALL_WEIGHTS:
-        limit = max(limit, SMALL_BUNDLE)
+    if network.weight_bytes < TINY_WEIGHTS:
+        limit = max(limit, TINY_BUNDLE)
     number = max(1, -(-sum(costs) // limit))
     number = max(1, min(-(-number // threads) * threads, sum(costs) // LEAST_BUNDLE))
     share = sum(costs) / number

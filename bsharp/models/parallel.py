@@ -13,11 +13,13 @@ from typing import TypeVar
 
 import torch
 
-__all__ = ["SMALL_WEIGHTS", "run_pieces", "threads_for_pieces"]
+__all__ = ["TINY_WEIGHTS", "run_pieces", "threads_for_pieces"]
 
 P = TypeVar("P")
 T = TypeVar("T")
 
+TINY_WEIGHTS = 2**22
+"""Bytes of weights below which operations are so short that their number counts and not their size."""
 SMALL_WEIGHTS = 2**25
 """Bytes of weights up to which pieces are dealt: more would not stay in the caches, and every thread would read them all."""
 

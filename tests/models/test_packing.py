@@ -101,7 +101,7 @@ def test_rows_that_share_nothing_stay_in_their_order(network: Network) -> None:
 def test_bundles_hold_every_part_in_order_and_no_more_than_so_many_rows_or_their_tokens(
     network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packing_module, "SMALL_BUNDLE", 1)
+    monkeypatch.setattr(packing_module, "TINY_BUNDLE", 1)
     monkeypatch.setattr(packing_module, "LEAST_BUNDLE", 1)
     draw = torch.Generator().manual_seed(0)
     sizes = torch.randint(1, 9, (40,), generator=draw).tolist()
@@ -125,7 +125,7 @@ def test_bundles_hold_every_part_in_order_and_no_more_than_so_many_rows_or_their
     assert most > 6, "short responses go more at once"
 
 
-def test_small_models_are_not_run_in_bundles_too_short_to_pay(network: Network) -> None:
+def test_tiny_models_are_not_run_in_bundles_too_short_to_pay(network: Network) -> None:
     mask = torch.ones((200, 10), dtype=torch.bool)
     prompts = [(1, 2, 3)] * 200
     parts = [[row] for row in range(200)]
