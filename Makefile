@@ -12,7 +12,7 @@
 # make grading   both graders on public answers and their wrong neighbours (BSHARP_DATA_DIR names the folder), docs/grading.md
 # make memory    memory of log-probabilities, docs/memory.md; make backends  samplers against the trainer, docs/rollout_backends.md
 # make large     tokens/s and memory of a 3 B model's step on a GPU (ARGS=--reduced: a small one, anywhere)
-# make bench     speed and memory against TRL, transformers and the machine itself, in one run of under 45 minutes (ARGS=--quick)
+# make bench     speed and memory against TRL, transformers and the machine itself, in one run of about an hour (ARGS=--quick)
 # PYTHON=python3.12 chooses the interpreter; PIP_ARGS is handed to pip (see README for the CPU build of torch).
 
 PYTHON ?= python3

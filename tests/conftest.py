@@ -32,5 +32,5 @@ def browser() -> Iterator[Any]:
 @pytest.fixture
 def small_bundles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Micro-batches are cut as asked for, however few tokens they hold."""
-    monkeypatch.setattr("bsharp.models.packing.TINY_BUNDLE", 1)
+    monkeypatch.setattr("bsharp.models.packing.TINY_WEIGHTS", 0)
     monkeypatch.setattr("bsharp.models.packing.LEAST_BUNDLE", 1)

@@ -1,6 +1,6 @@
 """The measuring stick: speed and memory against TRL, transformers and what the machine can do, in one run.
 
-    make bench                                            # all sections, under 45 minutes on two cores
+    make bench                                            # all sections, about an hour on two cores
     python benchmarks/speed --sections trl --models 6M    # one of them
     python benchmarks/speed --quick                       # fewer repetitions
 

@@ -25,6 +25,7 @@ __all__ = ["peak_stepper", "run"]
 
 DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
 PART_OF = {"rollout": "rollout", "scoring": "logprobs", "update": "update"}
+REFERENCE = "tilted(alpha=1,beta_inv=100)"
 WIDTH = {"float32": 4, "bfloat16": 2}
 
 
@@ -36,7 +37,8 @@ def run(setting: Setting) -> dict[str, Any]:
         common = {"folder": folder, "workload": asdict(workload)}
         variants: dict[str, dict[str, Any]] = {}
         for dtype, label in DTYPES.items():
-            variants[f"step {label}"] = common | {"kind": "ours", "dtype": dtype}
+            # With a reference, so that there is scoring to measure.
+            variants[f"step {label}"] = common | {"kind": "ours", "dtype": dtype, "regime": REFERENCE}
             variants[f"peak {label}"] = common | {"kind": "peak", "dtype": dtype}
         rounds = setting.rounds({"tiny": 9}.get(name, 3))
         measured = measure(variants, rounds, 1, setting.lock)

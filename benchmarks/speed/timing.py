@@ -39,15 +39,25 @@ class Clock:
 
 
 def peak_bytes() -> int:
-    """Highest resident memory of this process so far (ru_maxrss, which macOS counts in bytes and Linux in KiB)."""
+    """Highest resident memory of this process so far: VmHWM, or ru_maxrss where there is no /proc.
+
+    On Linux ru_maxrss begins with that of the process which started this one.
+    """
+    found = _status("VmHWM")
+    if found is not None:
+        return found
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def resident_bytes() -> int:
     """Resident memory of this process now; its peak where there is no /proc."""
+    found = _status("VmRSS")
+    return peak_bytes() if found is None else found
+
+
+def _status(name: str) -> int | None:
+    """Bytes of a line of /proc/self/status, or None."""
     status = Path("/proc/self/status")
-    if not status.is_file():
-        return peak_bytes()
-    line = next(line for line in status.read_text().splitlines() if line.startswith("VmRSS:"))
-    return 1024 * int(line.split()[1])
+    lines = status.read_text().splitlines() if status.is_file() else []
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), None)

@@ -22,8 +22,8 @@ from bsharp.models.products import linear
 
 __all__ = ["NetworkSteps", "StepWeights"]
 
-ROWS_FOR_FAST_PRODUCTS = 32
-"""Rows from which on products of a step are large enough for the library that is faster with large ones."""
+LEAST_FAST = 2**21
+"""Rows times entries of a weight from which on a product is large enough for the library that is faster with large ones."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,9 +151,8 @@ class NetworkSteps:
     ) -> Float[Tensor, "R D"]:
         network, rows = self._network, len(stream)
         heads, groups, size = network.heads, network.kv_heads, network.head_size
-        fast = rows >= ROWS_FOR_FAST_PRODUCTS
         normed = _norm(stream, weights.attention_norm, self._epsilon)
-        inward = _linear(normed, weights.inward, weights.inward_bias, fast).view(rows, heads + 2 * groups, size)
+        inward = _linear(normed, weights.inward, weights.inward_bias).view(rows, heads + 2 * groups, size)
         compared = inward[:, : heads + groups]
         if weights.head_norm is not None:
             compared = _norm(compared, weights.head_norm, self._epsilon)
@@ -161,18 +160,18 @@ class NetworkSteps:
         turned = torch.view_as_complex(compared.float().view(rows, heads + groups, size // 2, 2)) * rotation
         compared = torch.view_as_real(turned).flatten(-2)
         found = self._shared.attend(layer, compared[:, :heads], compared[:, heads:], inward[:, heads + groups :], step)
-        stream = _added(stream, found.to(stream.dtype), weights.outward, weights.outward_bias, fast)
+        stream = _added(stream, found.to(stream.dtype), weights.outward, weights.outward_bias)
         normed = _norm(stream, weights.mlp_norm, self._epsilon)
-        opened = _linear(normed, weights.opening, weights.opening_bias, fast)
+        opened = _linear(normed, weights.opening, weights.opening_bias)
         middle = opened.shape[1] // 2
         product = functional.silu(opened[:, :middle]).mul_(opened[:, middle:])
-        return _added(stream, product, weights.down, weights.down_bias, fast)
+        return _added(stream, product, weights.down, weights.down_bias)
 
     def _logits(self, hidden: Float[Tensor, "R D"], norm: bool = False) -> Float[Tensor, "R V"]:
         network = self._network
         if norm:
             hidden = _norm(hidden, network.final_norm, self._epsilon)
-        return _linear(hidden, network.head.weight, network.head.bias, len(hidden) >= ROWS_FOR_FAST_PRODUCTS)
+        return _linear(hidden, network.head.weight, network.head.bias)
 
 
 def _norm(values: Float[Tensor, "... K"], weight: Tensor, epsilon: Float[Tensor, 1]) -> Float[Tensor, "... K"]:
@@ -184,10 +183,11 @@ def _norm(values: Float[Tensor, "... K"], weight: Tensor, epsilon: Float[Tensor,
     return torch.mul(values, inverse, out=values.new_empty(values.shape)).mul_(weight)
 
 
-def _linear(inputs: Tensor, weight: Tensor, bias: Tensor | None, fast: bool) -> Tensor:
+def _linear(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    fast = len(inputs) * weight.numel() >= LEAST_FAST
     return linear(inputs, weight, bias) if fast else functional.linear(inputs, weight, bias)
 
 
-def _added(stream: Tensor, inputs: Tensor, weight: Tensor, bias: Tensor | None, fast: bool) -> Tensor:
+def _added(stream: Tensor, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """stream + inputs · weight + bias; a product in lower precision is rounded before it is added, as the models do."""
-    return _linear(inputs, weight, bias, fast).add_(stream)
+    return _linear(inputs, weight, bias).add_(stream)

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from bsharp.models.parallel import TINY_WEIGHTS
+from bsharp.models.parallel import SMALL_WEIGHTS, TINY_WEIGHTS
 
 if TYPE_CHECKING:
     from bsharp.models.network import Network
@@ -34,7 +34,8 @@ LENGTH_STEP = 16
 """Sequences whose lengths fall into the same step of so many tokens share a grid."""
 
 TINY_BUNDLE = 2**12
-"""Tokens that tiny models run at once at least: fewer would not pay for the operations."""
+"""Tokens that tiny models run at once: fewer would not pay for the operations. Small ones, whose bundles are dealt to threads,
+run no more: with larger pieces memory is asked for and cleared all the time."""
 LEAST_BUNDLE = 2**9
 """Tokens below which a bundle is not cut to give every thread one."""
 
@@ -90,7 +91,7 @@ def bundles(
     """Which parts to run together, as places in `parts`: consecutive ones, of about as many tokens each.
 
     A bundle holds at most `microbatch_rows` rows, or more where prompts and responses together have no more tokens than so many
-    of the longest responses; a part that is larger stands alone. The number of bundles is a multiple of `threads` where that
+    of the longest responses (TINY_BUNDLE has the exceptions for small models); a part that is larger stands alone. The number of bundles is a multiple of `threads` where that
     leaves them long enough.
     """
     lengths, longest = mask.sum(-1).tolist(), mask.shape[1]
@@ -102,7 +103,9 @@ def bundles(
         costs.append(min(tokens, len(part) * longest))
     limit = microbatch_rows * longest
     if network.weight_bytes < TINY_WEIGHTS:
-        limit = max(limit, TINY_BUNDLE)
+        limit = TINY_BUNDLE
+    elif network.weight_bytes <= SMALL_WEIGHTS:
+        limit = min(limit, TINY_BUNDLE)
     number = max(1, -(-sum(costs) // limit))
     number = max(1, min(-(-number // threads) * threads, sum(costs) // LEAST_BUNDLE))
     share = sum(costs) / number

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import torch
 
-__all__ = ["TINY_WEIGHTS", "run_pieces", "threads_for_pieces"]
+__all__ = ["SMALL_WEIGHTS", "TINY_WEIGHTS", "run_pieces", "threads_for_pieces"]
 
 P = TypeVar("P")
 T = TypeVar("T")

@@ -101,7 +101,7 @@ def test_rows_that_share_nothing_stay_in_their_order(network: Network) -> None:
 def test_bundles_hold_every_part_in_order_and_no_more_than_so_many_rows_or_their_tokens(
     network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packing_module, "TINY_BUNDLE", 1)
+    monkeypatch.setattr(packing_module, "TINY_WEIGHTS", 0)
     monkeypatch.setattr(packing_module, "LEAST_BUNDLE", 1)
     draw = torch.Generator().manual_seed(0)
     sizes = torch.randint(1, 9, (40,), generator=draw).tolist()
@@ -136,6 +136,15 @@ def test_tiny_models_are_not_run_in_bundles_too_short_to_pay(network: Network) -
     ]
     large = Network(**{name: getattr(network, name) for name in vars(network)} | {"blocks": network.blocks * 10_000})
     assert len(bundles(large, prompts, mask, parts, 4, 1)) >= 50
+
+
+def test_bundles_that_are_dealt_to_threads_stay_small(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing_module, "TINY_WEIGHTS", 0)
+    mask, prompts = torch.ones((40, 400), dtype=torch.bool), [(1, 2)] * 40
+    found = bundles(network, prompts, mask, [[row] for row in range(40)], 1000, 1)
+    assert max(len(bundle) for bundle in found) * 400 <= packing_module.TINY_BUNDLE
+    large = Network(**{name: getattr(network, name) for name in vars(network)} | {"blocks": network.blocks * 10_000})
+    assert len(bundles(large, prompts, mask, [[row] for row in range(40)], 1000, 1)) == 1
 
 
 def test_no_parts_make_no_bundles(network: Network) -> None:
