@@ -91,8 +91,8 @@ def bundles(
     """Which parts to run together, as places in `parts`: consecutive ones, of about as many tokens each.
 
     A bundle holds at most `microbatch_rows` rows, or more where prompts and responses together have no more tokens than so many
-    of the longest responses (TINY_BUNDLE has the exceptions for small models); a part that is larger stands alone. The number of bundles is a multiple of `threads` where that
-    leaves them long enough.
+    of the longest responses (TINY_BUNDLE has the exceptions for small models); a part that is larger stands alone. The number
+    of bundles is a multiple of `threads` where that leaves them long enough.
     """
     lengths, longest = mask.sum(-1).tolist(), mask.shape[1]
     costs = []
