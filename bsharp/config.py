@@ -356,7 +356,8 @@ class TrainConfig:
     stop_on_collapse: bool = False
     """End the run at the first alarm that its output has degenerated; otherwise alarms only warn."""
     microbatch_rows: PositiveInt = 32
-    """Rows per forward and backward pass, and more of short responses; changes speed and memory, not the gradient."""
+    """Rows per forward and backward pass, and more of short responses (tiny models count tokens alone); changes speed and memory,
+    not the gradient."""
     checkpoint_every: PositiveInt = 10
     """Steps between checkpoints from which a killed run resumes."""
     threads: PositiveInt = 1

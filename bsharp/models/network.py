@@ -1,7 +1,7 @@
 """The weights of a Llama-like transformer, read out of the transformers model that holds them, and nothing else of it.
 
 Llama, Mistral, Qwen2, Qwen3: a stack of blocks, each attention and a gated MLP behind RMS norms, rotary positions, grouped
-keys and values, a linear output layer. `bsharp.models.packed` runs them forward and backward, `bsharp.generation.steps`
+keys and values, a linear output layer. `bsharp.models.packed` runs them forward and backward, `bsharp.generation.network_steps`
 decodes with them. Every other architecture, adapters and other devices than the CPU are run by transformers' own modules.
 """
 

@@ -224,9 +224,8 @@ def _grid(network: Network, sequences: list[_Sequence]) -> tuple[Grid, Tensor]:
     number = torch.tensor([[own] for _, own in sequences])
     before = torch.tensor([[len(path) - own] for path, own in sequences])
     asking, asked = int(number.max()), int((before + number).max())
-    key_tokens = torch.tensor([[int(path[-own])] for path, own in sequences]).repeat(
-        1, asked
-    )  # what fills up: a token of the row
+    # What fills up is a token of the row.
+    key_tokens = torch.tensor([[int(path[-own])] for path, own in sequences]).repeat(1, asked)
     for row, (path, _) in enumerate(sequences):
         key_tokens[row, : len(path)] = torch.from_numpy(path)
     query, key = torch.arange(asking)[None, :], torch.arange(asked)[None, :]

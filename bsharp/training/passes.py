@@ -222,10 +222,12 @@ class PackedPasses:
     def look(self, parts: Sequence[list[int]]) -> None:
         """Only look at these parts: they have no gradient."""
         temperature, masked = self._drawn_from
+        limit = self._plain.update.microbatch_rows
+        pieces = [part[first : first + limit] for part in parts for first in range(0, len(part), limit)]
 
         def run(mine: list[list[int]]) -> None:
             for bundle in mine:
-                packing = self._pack([[row for place in bundle for row in parts[place]]])
+                packing = self._pack([[row for place in bundle for row in pieces[place]]])
                 hidden = packed.hidden_states(self._network, packing).index_select(0, packing.predictor)
                 scored = score_tokens(
                     hidden, self._network.head, packing.targets, temperature, masked, with_entropy=True
@@ -233,7 +235,7 @@ class PackedPasses:
                 self._plain.sums.observe_packed(packing, scored)
 
         with fast_products(), self._plain.policy.ready():
-            run_pieces(run, self._dealt(parts, threads_for_pieces(self._network.weight_bytes)))
+            run_pieces(run, self._dealt(pieces, threads_for_pieces(self._network.weight_bytes)))
 
     def _dealt(self, parts: Sequence[list[int]], threads: int) -> list[list[list[int]]]:
         """For each thread the bundles of parts that it runs, as their places.
@@ -252,8 +254,7 @@ class PackedPasses:
     def _backward(self, bundle: Sequence[list[int]], gradients: GradientSums) -> tuple[list[float], float]:
         """Add the gradient of these parts; the squared norm of each one's own, and their part of the policy's loss."""
         limit = self._plain.update.microbatch_rows
-        mask = self._plain.batch.mask
-        if len(bundle) > 1 or len(bundle[0]) <= limit or int(mask[bundle[0]].sum()) <= limit * mask.shape[1]:
+        if len(bundle) > 1 or len(bundle[0]) <= limit:
             return self._run(bundle, gradients)
         own, loss = GradientSums(), 0.0
         for first in range(0, len(bundle[0]), limit):

@@ -125,3 +125,10 @@ def test_prompts_are_stored_once_not_once_a_row() -> None:
     shared = SharedPrompts(states, torch.tensor([50, 50]), torch.tensor([0] * 64 + [1] * 64))
     stored = sum(tensor.numel() for layer in shared._prompts for tensor in layer)
     assert stored == 2 * 100 * GROUPS * SIZE
+
+
+def test_prompts_whose_rows_have_left_are_not_kept_for_ever() -> None:
+    states = [(torch.randn((80, GROUPS, SIZE)), torch.randn((80, GROUPS, SIZE)))]
+    shared = SharedPrompts(states, torch.full((8,), 10), torch.arange(8).repeat_interleave(4))
+    shared.keep(torch.tensor([0, 1, 30]))
+    assert len(shared._prompts[0][0]) == 2 * GROUPS

@@ -304,3 +304,17 @@ def test_invalid_rows_change_nothing_whatever_they_hold() -> None:
         behaviour_logprobs=torch.where(batch.valid[:, None], batch.behaviour_logprobs, torch.nan),
     )
     assert_same(accumulated(policy, spoilt, update), accumulated(policy, batch, update), 1e-12)
+
+
+def test_a_silent_problem_with_many_rows_is_looked_at_in_micro_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = policy_of()
+    batch, rows = batch_of(policy), []
+    hidden_states = packed.hidden_states
+    monkeypatch.setattr(
+        packed,
+        "hidden_states",
+        lambda network, packing: rows.append(len(packing.targets)) or hidden_states(network, packing),
+    )
+    accumulated(policy, batch, update_of(1), advantages=torch.zeros(batch.rows))
+    lengths = batch.mask[batch.valid].sum(-1)
+    assert sorted(rows) == sorted(lengths.tolist())
