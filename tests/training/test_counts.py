@@ -227,7 +227,13 @@ def test_what_is_held_of_one_large_problem_is_bounded_too(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    ("objective", "scored"), [("task_reward", False), ("entropy_minimisation", False), ("sharpening", True)]
+    ("objective", "scored"),
+    [
+        ("task_reward", False),
+        ("entropy_minimisation", False),
+        ("sharpening", True),
+        ("tilted(alpha=1,beta_inv=2)", True),
+    ],
 )
 @pytest.mark.parametrize("advantage", ["leave_one_out", "none"])
 def test_a_step_without_the_base_learns_the_same_and_reads_the_base_only_where_the_objective_does(
