@@ -8,6 +8,9 @@ started anew: a context of CUDA does not survive a fork.
 
 from __future__ import annotations
 
+import atexit
+import gc
+import importlib
 import multiprocessing
 import os
 import sys
@@ -18,9 +21,9 @@ from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 
-__all__ = ["inherit", "prepare_workers", "process_context"]
+__all__ = ["import_to_stay", "inherit", "prepare_workers", "process_context"]
 
-_IMPORTED = ["bsharp.experiment.jobs"]
+_IMPORTED = ["bsharp.experiment.worker_imports"]
 _SERVED = sys.platform == "linux"
 
 # The variables that the imported libraries read once, when they are imported.
@@ -33,6 +36,26 @@ _READ_AT_IMPORT = (
 _SETTINGS = {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
 
 _environment: dict[str, str] | None = None  # what of it the workers' imports have read
+
+
+def import_to_stay(*modules: str) -> None:
+    """Import modules for as long as the process lives: the garbage collector neither interrupts them nor looks at them again.
+
+    Looking at the hundreds of thousands of objects of torch and transformers again and again is a fifth of their import,
+    most of what it takes a process to end, and makes a forked worker copy the pages they lie on. For processes of this
+    package's own (its command, its workers): a program that imports it keeps its collector as it is.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        for module in modules:
+            importlib.import_module(module)
+    finally:
+        gc.freeze()
+        if enabled:
+            gc.enable()
+    atexit.unregister(gc.freeze)
+    atexit.register(gc.freeze)
 
 
 def prepare_workers() -> None:

@@ -92,3 +92,24 @@ def _runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_what_is_imported_to_stay_is_never_looked_at_again_by_the_collector() -> None:
+    script = """
+import gc
+from bsharp.processes import import_to_stay
+assert gc.get_freeze_count() == 0 and gc.isenabled()
+collections = []
+gc.callbacks.append(lambda phase, info: collections.append(phase))
+import_to_stay("bsharp.config")
+assert collections == [], collections
+assert gc.isenabled()
+assert gc.get_freeze_count() > 10_000
+import bsharp.config
+classes = [thing for thing in gc.get_objects() if thing is bsharp.config.TrainConfig]
+assert not classes
+gc.disable()
+import_to_stay("bsharp.types")
+assert not gc.isenabled()
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)

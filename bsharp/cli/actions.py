@@ -24,13 +24,14 @@ from bsharp.cli.commands import (
     TrainCommand,
 )
 from bsharp.config import DEFAULT_REGIMES, EMBEDDED_MODEL, ConfigError, DiagnoseConfig
-from bsharp.processes import prepare_workers
+from bsharp.processes import import_to_stay, prepare_workers
 
 QUICK_DIAGNOSTICS = DiagnoseConfig(alignment_problems=32, mistake_problems=4)
 
 
 def compare(command: CompareCommand) -> None:
     _prepare_workers(command.settings.device)
+    import_to_stay("bsharp.experiment.comparison")
     from bsharp import experiment
     from bsharp.experiment.display import ProgressDisplay
     from bsharp.reporting import print_results
@@ -78,6 +79,7 @@ def compare(command: CompareCommand) -> None:
 
 def diagnose(command: DiagnoseCommand) -> None:
     _prepare_workers("cpu")  # the comparison will say; on another device nothing is lost but the preparation
+    import_to_stay("bsharp.experiment.diagnose")
     from rich.progress import Progress
 
     from bsharp.experiment import DIAGNOSTICS, diagnose
@@ -108,6 +110,7 @@ def report(command: ReportCommand) -> None:
 
 
 def forecast(command: ForecastCommand) -> None:
+    import_to_stay("bsharp.experiment.forecast")
     from rich.progress import Progress
 
     from bsharp.experiment import forecast_model, forecast_records, own_problems_only
@@ -140,6 +143,7 @@ def forecast(command: ForecastCommand) -> None:
 
 
 def theory(command: TheoryCommand) -> None:
+    import_to_stay("bsharp.experiment.theory")
     from bsharp.experiment import theory_page
 
     console = _console()
@@ -157,6 +161,7 @@ def theory(command: TheoryCommand) -> None:
 
 
 def train(command: TrainCommand) -> None:
+    import_to_stay("bsharp.experiment.run")
     from bsharp.experiment import train
     from bsharp.training import latest_checkpoint
 
@@ -201,6 +206,7 @@ def evaluate(command: EvaluateCommand) -> None:
     pieces = settings.problems * settings.samples / settings.max_rows
     if command.workers != 1 and pieces > 1:
         _prepare_workers(command.device)
+    import_to_stay("bsharp.experiment.run")
     from rich.progress import Progress
 
     from bsharp.evaluation import summarize
@@ -273,6 +279,7 @@ def pretrain(command: PretrainCommand) -> None:
     # One process has the cores to itself: waiting threads may spin. It must be set before torch is first imported;
     # with the passive policy, which several processes need, two threads are slower here than one.
     os.environ["OMP_WAIT_POLICY"] = "active"
+    import_to_stay("bsharp.training.pretraining")
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     from bsharp.training.pretraining import pretrain
