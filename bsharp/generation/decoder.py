@@ -18,6 +18,7 @@ from bsharp.generation.local import LocalGenerator, Sampled, transformers_model
 from bsharp.generation.network_steps import NetworkSteps, StepWeights
 from bsharp.generation.sampling import choose_tokens
 from bsharp.generation.static import Capture, CudaGraphs, FixedShapeSteps, graphs_for, serves
+from bsharp.generation.step_program import program
 from bsharp.models.network import network_of
 from bsharp.models.parallel import TINY_WEIGHTS, run_pieces, threads_for_pieces
 from bsharp.types import Completion
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Decoder"]
 
+LEAST_ROWS = 64
+"""Rows from which on those of a tiny model are dealt to threads: fewer are not worth waiting for each other's Python."""
 LEAST_SHARE = 8
 """Rows that have ended leave once they are this part of all: moving rows costs something, and so do products of a new shape."""
 CAPACITY_MULTIPLE = 64
@@ -113,8 +116,7 @@ class Decoder(LocalGenerator):
         if weights is None:
             return self._decode_by_modules(requests, segments, params)
         size = weights.network.weight_bytes
-        # Threads that decode a tiny model would wait for each other's Python.
-        pieces = split_segments(segments, 1 if size < TINY_WEIGHTS else threads_for_pieces(size))
+        pieces = split_segments(segments, _threads(size, sum(segment.count for segment in segments)))
         # Prompts are run by all threads together: their products are large.
         prepared = [
             (
@@ -208,3 +210,10 @@ class Decoder(LocalGenerator):
             row_mask = torch.cat([mask.index_select(0, row_prompts), response_mask], dim=-1).long()
         row_lengths = lengths.index_select(0, row_prompts)[:, None]
         return _GrowingSteps(self._model, self._takes_positions, cache, rows, row_lengths, row_mask, width), logits
+
+
+def _threads(weight_bytes: int, rows: int) -> int:
+    """Into how many pieces the rows of a micro-batch are best dealt."""
+    if weight_bytes < TINY_WEIGHTS and (rows < LEAST_ROWS or not program()[1]):
+        return 1  # the threads would wait for each other's Python
+    return threads_for_pieces(weight_bytes)

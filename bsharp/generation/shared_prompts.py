@@ -1,4 +1,4 @@
-"""Attention of decoding steps whose rows share prompts: keys and values of a prompt are stored, and read, once for its rows.
+"""Keys and values of decoding steps whose rows share prompts: those of a prompt are stored, and read, once for its rows.
 
 Prompts stand in *entries* of equally many *slots*, one slot for each row that continues the prompt; a prompt with many more
 rows than the others has several entries. The queries of all slots of an entry meet its keys in one product. What a row has
@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from bsharp.generation.step_program import Asked, Stored
 
 __all__ = ["SharedPrompts", "Slots"]
 
@@ -56,7 +58,7 @@ class Slots:
 
 
 class SharedPrompts:
-    """Keys and values of every block for the rows of a micro-batch, and the attention of one new token of each row.
+    """Keys and values of every block for the rows of a micro-batch (`bsharp.generation.step_program` has their attention).
 
     `states` are the rotated keys and the values of each block, (N, G, K), of all prompts packed one behind the other, `lengths`
     tokens each. `row_prompts` says which prompt a row continues. Both are kept in float32: keys because the trainer
@@ -79,11 +81,11 @@ class SharedPrompts:
         columns = torch.arange(int(lengths.max()))
         begins = lengths.cumsum(0) - lengths
         tokens = (begins[:, None] + columns).clamp(max=len(key) - 1)[self._slots.prompts]
-        self._prompts = [
-            (_gathered(keys.float(), tokens), _gathered(values.float(), tokens)) for keys, values in states
-        ]  # (entries · G, L, K)
         nothing = key.new_empty((len(row_prompts), groups, 0, size), dtype=torch.float32)
-        self._own = [(nothing, nothing) for _ in states]  # (rows, G, capacity, K), zeros behind what is stored
+        self.stored = [  # of every block
+            Stored(_gathered(keys.float(), tokens), _gathered(values.float(), tokens), nothing, nothing)
+            for keys, values in states
+        ]
         behind = columns >= lengths[self._slots.prompts][:, None]
         self._bias: Float[Tensor, "EG 1 L"] | None = None
         if bool(behind.any()):
@@ -98,20 +100,19 @@ class SharedPrompts:
         rows = torch.zeros(slots.count, dtype=torch.long)  # an empty slot asks for row 0, and nobody reads its answer
         rows[slots.of_rows] = torch.arange(len(slots.of_rows))
         asked = rows.view(len(slots.prompts), 1, slots.height) * groups + group[:, None]
-        self._asked: Int[Tensor, " slots*G"] = asked.flatten()
         entry, place = slots.of_rows // slots.height, slots.of_rows % slots.height
         found = (entry[:, None] * groups + group) * slots.height + place[:, None]
-        self._found: Int[Tensor, " rows*G"] = found.flatten()
+        self.asked = Asked(asked.flatten(), found.flatten(), self._bias)
 
     def keep(self, indices: Int[Tensor, " kept"]) -> None:
         """Row i becomes what row indices[i] was; the others are dropped. Only rows that change place are copied."""
         count = len(indices)
         moved = (indices != torch.arange(count)).nonzero().squeeze(-1)
         sources, stored = indices[moved], self._stored
-        for layer, buffers in enumerate(self._own):
-            for buffer in buffers:
+        for layer, block in enumerate(self.stored):
+            for buffer in (block.own_keys, block.own_values):
                 buffer[moved, :, :stored] = buffer[sources, :, :stored]
-            self._own[layer] = (buffers[0][:count], buffers[1][:count])
+            self.stored[layer] = block._replace(own_keys=block.own_keys[:count], own_values=block.own_values[:count])
         self._row_prompts = self._row_prompts[indices]
         if 2 * count <= self._dealt_rows:
             self._deal_again()
@@ -128,56 +129,25 @@ class SharedPrompts:
         # Entries are in the order of their prompts, and every prompt that has rows had an entry.
         entries = torch.searchsorted(before.prompts, self._slots.prompts)
         kept = (entries[:, None] * self._groups + torch.arange(self._groups)).flatten()
-        self._prompts = [(keys[kept], values[kept]) for keys, values in self._prompts]
+        self.stored = [
+            block._replace(prompt_keys=block.prompt_keys[kept], prompt_values=block.prompt_values[kept])
+            for block in self.stored
+        ]
         if self._bias is not None:
             self._bias = self._bias[kept]
 
-    def attend(
-        self,
-        layer: int,
-        queries: Float[Tensor, "R H K"],
-        keys: Float[Tensor, "R G K"],
-        values: Float[Tensor, "R G K"],
-        step: int,
-    ) -> Float[Tensor, "R HK"]:
-        """What block `layer` reads for its queries once the keys and values of the step-th own tokens are stored.
-
-        softmax(q·k/√K) over the prompt and the own tokens 0 … step, times their values.
-        """
-        rows, heads, size = queries.shape
-        groups, shared = self._groups, heads // self._groups
-        prompt_keys, prompt_values = self._prompts[layer]
-        own_keys, own_values = self._grown(layer, step)
-        own_keys[:, :, step] = keys
-        own_values[:, :, step] = values
+    def make_room(self, step: int) -> None:
+        """Give the step-th own tokens of the rows a place, and count them as stored: they are written next."""
         self._stored = step + 1
-        columns, scale = prompt_keys.shape[1], size**-0.5
-        asking = queries.float().reshape(rows * groups, shared, size)
-        none = asking.new_zeros(1)
-        by_entry = asking.index_select(0, self._asked).view(len(prompt_keys), -1, size)
-        if self._bias is None:
-            of_prompts = torch.baddbmm(none, by_entry, prompt_keys.mT, beta=0, alpha=scale)
-        else:
-            of_prompts = torch.baddbmm(self._bias, by_entry, prompt_keys.mT, alpha=scale)
-        of_prompts = of_prompts.view(-1, shared, columns).index_select(0, self._found)
-        of_own = torch.baddbmm(none, asking, own_keys.flatten(0, 1).mT, beta=0, alpha=scale)
-        shares = torch.cat([of_prompts, of_own], -1)
-        shares[:, :, columns + step + 1 :] = -torch.inf
-        shares = shares.softmax(-1)
-        # Whole rows are gathered, own columns too: one memory copy each.
-        by_entry = shares.flatten(1).index_select(0, self._asked).view(len(prompt_keys), -1, shares.shape[-1])
-        found = torch.bmm(by_entry[:, :, :columns], prompt_values).view(-1, shared, size).index_select(0, self._found)
-        found.baddbmm_(shares[:, :, columns:], own_values.flatten(0, 1))
-        return found.view(rows, heads * size)
+        for layer, block in enumerate(self.stored):
+            if step >= block.own_keys.shape[2]:
+                keys, values = _grown(block.own_keys, step), _grown(block.own_values, step)
+                self.stored[layer] = block._replace(own_keys=keys, own_values=values)
 
-    def _grown(self, layer: int, step: int) -> tuple[Tensor, Tensor]:
-        """The buffers of a layer, with room for the step-th token."""
-        keys, values = self._own[layer]
-        if step < keys.shape[2]:
-            return keys, values
-        more = keys.new_zeros((*keys.shape[:2], max(GROWTH, step // 8), keys.shape[3]))
-        self._own[layer] = torch.cat([keys, more], 2), torch.cat([values, more], 2)
-        return self._own[layer]
+
+def _grown(buffer: Float[Tensor, "R G T K"], step: int) -> Float[Tensor, "R G capacity K"]:
+    more = buffer.new_zeros((*buffer.shape[:2], max(GROWTH, step // 8), buffer.shape[3]))
+    return torch.cat([buffer, more], 2)
 
 
 def _gathered(states: Float[Tensor, "N G K"], tokens: Int[Tensor, "E L"]) -> Float[Tensor, "EG L K"]:

@@ -20,7 +20,8 @@ from transformers import (
 )
 
 from bsharp.config import EMBEDDED_MODEL
-from bsharp.generation import Decoder, GenerationRequest, SamplingParams
+from bsharp.generation import Decoder, GenerationRequest, SamplingParams, decoder, network_steps
+from bsharp.generation.step_program import program, step_logits
 from bsharp.models.loading import LanguageModel, load_language_model
 from bsharp.models.network import network_of, without_network
 from bsharp.types import Completion
@@ -105,8 +106,9 @@ def by_modules(language_model: LanguageModel, requests: list[GenerationRequest],
 
 
 @pytest.fixture(params=[1, 2, 3])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """So many threads of torch: as many pieces."""
+    monkeypatch.setattr(decoder, "LEAST_ROWS", 0)
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield request.param
@@ -208,3 +210,35 @@ def test_in_bfloat16_logprobs_of_equal_prefixes_agree(family: str) -> None:
             np.testing.assert_allclose(one.logprobs[:equal], other.logprobs[:equal], atol=0.05, rtol=0)
             compared += equal
     assert compared > 50
+
+
+compiled = pytest.mark.skipif(not program()[1], reason="this release of torch or Python cannot compile the step")
+
+
+@compiled
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [(family, torch.float32) for family in FAMILIES]
+    + [(family, torch.bfloat16) for family in ("llama", "qwen2", "qwen3_tied")],
+)
+def test_the_compiled_step_gives_what_its_python_gives_to_the_last_bit(
+    family: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    language_model, requests = random_model(family, dtype), random_requests()
+    found = Decoder(language_model).generate(requests, SETTINGS["plain"])
+    monkeypatch.setattr(network_steps, "program", lambda: (step_logits, False))
+    assert Decoder(language_model).generate(requests, SETTINGS["plain"]) == found
+
+
+@pytest.mark.parametrize("has_compiled", [True, False])
+def test_rows_of_a_tiny_model_are_dealt_where_the_step_runs_without_python_and_pays(
+    has_compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    language_model, pieces = random_model("qwen3"), []
+    deal = decoder.split_segments
+    monkeypatch.setattr(decoder, "program", lambda: (step_logits, has_compiled))
+    monkeypatch.setattr(decoder, "threads_for_pieces", lambda _: 2)
+    monkeypatch.setattr(decoder, "split_segments", lambda *call: pieces.append(call[1]) or deal(*call))
+    for rows in (decoder.LEAST_ROWS - 1, decoder.LEAST_ROWS):
+        Decoder(language_model).generate([GenerationRequest((3, 4), rows, 0)], SamplingParams(2))
+    assert pieces == ([1, 2] if has_compiled else [1, 1])

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bsharp.generation.batching import fill_holes
 from bsharp.generation.shared_prompts import GROWTH, SharedPrompts, Slots
+from bsharp.generation.step_program import attention
 
 GROUPS, SHARED, SIZE, LAYERS = 2, 3, 8, 2
 
@@ -88,11 +89,12 @@ def test_attention_is_that_over_prompt_and_own_tokens_in_one_row(name: str, endi
     shared = SharedPrompts(plain.states, torch.tensor(lengths), torch.tensor(row_prompts))
     rows = len(row_prompts)
     for step in range(2 * GROWTH + 3):
+        shared.make_room(step)
         for layer in range(LAYERS):
             # As views into one tensor and with large scores: no layout and no scale is taken for granted.
             drawn = torch.randn((rows, GROUPS * (SHARED + 2), SIZE), generator=draw)
             queries, keys, values = drawn.split([GROUPS * SHARED, GROUPS, GROUPS], 1)
-            found = shared.attend(layer, 4 * queries, keys, values, step)
+            found = attention(shared.stored[layer], shared.asked, 4 * queries, keys, values, step)
             torch.testing.assert_close(
                 found.double(), plain.attend(layer, 4 * queries, keys, values), atol=3e-6, rtol=0
             )
@@ -116,14 +118,15 @@ def test_rows_may_leave_before_anything_is_stored() -> None:
     queries, keys, values = torch.randn((2, GROUPS * (SHARED + 2), SIZE), generator=draw).split(
         [GROUPS * SHARED, GROUPS, GROUPS], 1
     )
-    found = shared.attend(0, queries, keys, values, 0)
+    shared.make_room(0)
+    found = attention(shared.stored[0], shared.asked, queries, keys, values, 0)
     torch.testing.assert_close(found.double(), plain.attend(0, queries, keys, values), atol=3e-6, rtol=0)
 
 
 def test_prompts_are_stored_once_not_once_a_row() -> None:
     states = [(torch.randn((100, GROUPS, SIZE)), torch.randn((100, GROUPS, SIZE)))]
     shared = SharedPrompts(states, torch.tensor([50, 50]), torch.tensor([0] * 64 + [1] * 64))
-    stored = sum(tensor.numel() for layer in shared._prompts for tensor in layer)
+    stored = sum(tensor.numel() for layer in shared.stored for tensor in layer)
     assert stored == 2 * 100 * GROUPS * SIZE
 
 
@@ -131,4 +134,4 @@ def test_prompts_whose_rows_have_left_are_not_kept_for_ever() -> None:
     states = [(torch.randn((80, GROUPS, SIZE)), torch.randn((80, GROUPS, SIZE)))]
     shared = SharedPrompts(states, torch.full((8,), 10), torch.arange(8).repeat_interleave(4))
     shared.keep(torch.tensor([0, 1, 30]))
-    assert len(shared._prompts[0][0]) == 2 * GROUPS
+    assert len(shared.stored[0].prompt_keys) == 2 * GROUPS
