@@ -15,7 +15,9 @@ from bsharp.models.loading import load_language_model
 from bsharp.models.network import Block, Linear, Network, network_of
 from bsharp.models.packed import hidden_states
 from bsharp.models.packing import pack
+from bsharp.models.parallel import TINY_WEIGHTS
 from bsharp.models.products import product_library, set_product_library
+from bsharp.models.sources import find_source
 from bsharp.runlog import RunDirectory
 
 __all__ = ["faster_precision", "settled"]
@@ -36,13 +38,19 @@ def settled(weights: WeightsConfig, model: str, device: str, out: str | Path) ->
         recorded = (RunDirectory(out).read_json("config.json") or {}).get("weights", {})
     found: dict[str, Any] = {}
     if weights.products == "auto":
-        found["products"] = recorded.get("products") or product_library()
+        found["products"] = recorded.get("products") or product_library(_stored_bytes(model))
     if weights.dtype == "auto":
         found["dtype"] = recorded.get("dtype") or faster_precision(model, device)
     weights = dataclasses.replace(weights, **found)
     assert weights.products != "auto"
     set_product_library(weights.products)
     return weights
+
+
+def _stored_bytes(model: str) -> int:
+    """Bytes of the weights in a model's folder; of a model of the hub enough to be no tiny one."""
+    folder = Path(find_source(model).path)
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder.is_dir() else TINY_WEIGHTS
 
 
 def faster_precision(model: str, device: str) -> Literal["float32", "bfloat16"]:

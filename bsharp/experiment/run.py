@@ -33,7 +33,7 @@ from bsharp.generation import Generator, generator_for
 from bsharp.models.adapters import make_policy
 from bsharp.models.loading import LanguageModel, weights_hash
 from bsharp.models.placement import release_cached_memory
-from bsharp.models.products import product_library, set_product_library
+from bsharp.models.products import set_product_library
 from bsharp.runlog import RunDirectory, differences
 from bsharp.tasks import Split
 from bsharp.training import Progress, Watcher, train_policy
@@ -205,9 +205,9 @@ def evaluate_model(
     if count == 1:
         records = evaluation.records(on_progress)
     else:
+        set_product_library(ours["precision"]["float32_products"])  # each would choose its own, and last bits with it
         del evaluation, policy, bench  # the workers may need the memory
         release_cached_memory()
-        set_product_library(product_library())  # each would choose its own, and last bits with it
         records = evaluate_among(count, asked, pieces, on_progress)
     run.write_rows("records.jsonl", records)
     return records

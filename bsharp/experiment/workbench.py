@@ -23,6 +23,7 @@ from bsharp.config import (
 )
 from bsharp.models.adapters import check_weights, prepare_base
 from bsharp.models.loading import LanguageModel, load_language_model, weights_hash
+from bsharp.models.network import network_of
 from bsharp.models.products import product_library
 from bsharp.rewards import RewardFunction, reward_for
 from bsharp.runlog import manifest
@@ -66,7 +67,9 @@ class Workbench:
             for task in (self.evaluation_tasks if split is Split.TEST else self.tasks).values()
             if isinstance(task, ListedTask)
         }
-        chosen = {"dtype": str(self.base.model.dtype).removeprefix("torch."), "float32_products": product_library()}
+        network = network_of(self.base.model)
+        library = product_library(0 if network is None else network.weight_bytes)
+        chosen = {"dtype": str(self.base.model.dtype).removeprefix("torch."), "float32_products": library}
         found = manifest(self.base_hash, precision=chosen, **extra)
         identity = found["identity"]
         identity["prompts"] = _hash(_prompt_parts(self.base))

@@ -41,7 +41,7 @@ class StepWeights:
                 network.heads,
                 network.kv_heads,
                 network.head_size,
-                LEAST_FAST if product_library() == "onednn" else -1,
+                LEAST_FAST if product_library(network.weight_bytes) == "onednn" else -1,
             )
 
 

@@ -301,7 +301,7 @@ def response_logprobs(
         groups = prompt_groups(prompt_token_ids, microbatch_rows)
         together = bundles(network, prompt_token_ids, response_mask, groups, microbatch_rows, threads)
         batches = [[row for place in bundle for row in groups[place]] for bundle in together]
-        with language_model.ready(), fast_products():
+        with language_model.ready(), fast_products(network.weight_bytes):
             run_pieces(score, [batches[first::threads] for first in range(min(threads, len(batches)))])
         return result
     lengths = response_mask.sum(-1).tolist()

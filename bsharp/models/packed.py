@@ -112,7 +112,7 @@ def _forward(
     kept: list[_Kept] | None,
     states: list[tuple[Tensor, Tensor]] | None = None,
 ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "N D"], _Rotation]:
-    with torch.no_grad(), fast_products():
+    with torch.no_grad(), fast_products(network.weight_bytes):
         rotation = _Rotation.of(network, packing)
         stream = functional.embedding(packing.token_ids, network.embedding)
         for block in network.blocks:
@@ -132,7 +132,7 @@ def backward(
     The output layer is not among them: its gradient is made where its logits are (`bsharp.models.scored_head`). The
     activations are used up.
     """
-    with torch.no_grad(), fast_products():
+    with torch.no_grad(), fast_products(network.weight_bytes):
         stream, of_stream = activations.last, of_hidden
         of_stream = _norm_backward(of_stream, _normalised(stream, network.epsilon), network.final_norm, sink)
         for block in reversed(network.blocks):

@@ -8,6 +8,7 @@ for that, oneDNN computes them in float32 all the same, exactly. Whether it does
 from __future__ import annotations
 
 import functools
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -16,11 +17,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from bsharp.config import ConfigError
+from bsharp.models.parallel import TINY_WEIGHTS
 
-__all__ = ["ProductLibrary", "fast_products", "linear", "product_library", "set_product_library"]
+__all__ = ["ProductLibrary", "fast_products", "product_library", "set_product_library"]
 
 ProductLibrary = Literal["default", "onednn"]
 """torch's own choice, or oneDNN."""
@@ -29,8 +30,12 @@ VARIABLE = "BSHARP_PRODUCTS"
 """Environment variable that tells processes started from here which library to use."""
 EXACT = 4e-6
 """Relative error up to which a product counts as one of float32; bfloat16's is a thousand times larger."""
-GAIN = 0.8
-"""Share of the time of torch's own choice below which another library is taken, so that noise does not decide."""
+SHAPES = ((512, 256, 512), (64, 512, 2048), (64, 2048, 512))
+"""Rows, inputs and outputs of the products that are timed: many rows, as in training, and few, as in decoding."""
+GAIN, GAIN_TINY = 0.95, 0.8
+"""Share of the time of torch's own choice, in the geometric mean over SHAPES, below which another library is taken, so that
+noise does not decide; and that for tiny models. oneDNN makes a kernel for every new shape, in half a millisecond, and to them
+that is as much as the products take."""
 
 
 def set_product_library(library: ProductLibrary) -> None:
@@ -46,30 +51,27 @@ def set_product_library(library: ProductLibrary) -> None:
     os.environ[VARIABLE] = library
 
 
-def product_library() -> ProductLibrary:
-    """The library in use: the one that was set, else the faster one of those that are exact, measured once a process."""
+def product_library(weight_bytes: int = 0) -> ProductLibrary:
+    """The library in use for a model with so many bytes of weights.
+
+    It is the one that was set, else the faster one of those that are exact, measured once a process.
+    """
     chosen = os.environ.get(VARIABLE)
     if chosen == "onednn" and _is_exact():
         return "onednn"
-    return "default" if chosen == "default" else _faster()
+    if chosen == "default" or not _is_exact():
+        return "default"
+    return "onednn" if _share_of_time() < (GAIN_TINY if weight_bytes < TINY_WEIGHTS else GAIN) else "default"
 
 
 @contextmanager
-def fast_products() -> Iterator[None]:
-    """Float32 products inside go to `product_library()`, on all threads. May be entered within itself."""
-    if product_library() != "onednn":
+def fast_products(weight_bytes: int = 0) -> Iterator[None]:
+    """Float32 products inside go to `product_library(weight_bytes)`, on all threads. May be entered within itself."""
+    if product_library(weight_bytes) != "onednn":
         yield
         return
     with _onednn():
         yield
-
-
-def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`torch.nn.functional.linear` by `product_library()`, without `fast_products`, which counts for all threads at once."""
-    if inputs.dtype != torch.float32 or product_library() != "onednn":
-        return functional.linear(inputs, weight, bias)
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
-    return product
 
 
 @functools.cache
@@ -85,21 +87,23 @@ def _is_exact() -> bool:
 
 
 @functools.cache
-def _faster() -> ProductLibrary:
-    if not _is_exact():
-        return "default"
-    left, right = _matrices()
-    default, onednn = [], []
-    for _ in range(9):  # in turn, so that whatever else runs here slows both
-        default.append(_seconds(left, right))
-        with _onednn():
-            onednn.append(_seconds(left, right))
-    return "onednn" if min(onednn) < GAIN * min(default) else "default"
+def _share_of_time() -> float:
+    """What oneDNN needs of the time of torch's own choice, in the geometric mean over SHAPES."""
+    ratios = []
+    for shape in SHAPES:
+        left, right = _matrices(*shape)
+        default, onednn = [], []
+        for _ in range(9):  # in turn, so that whatever else runs here slows both
+            default.append(_seconds(left, right))
+            with _onednn():
+                onednn.append(_seconds(left, right))
+        ratios.append(min(onednn) / min(default))
+    return math.prod(ratios) ** (1 / len(ratios))
 
 
-def _matrices() -> tuple[Tensor, Tensor]:
+def _matrices(rows: int = 512, inputs: int = 256, outputs: int = 512) -> tuple[Tensor, Tensor]:
     draw = torch.Generator().manual_seed(0)
-    return torch.randn((512, 256), generator=draw), torch.randn((256, 512), generator=draw)
+    return torch.randn((rows, inputs), generator=draw), torch.randn((inputs, outputs), generator=draw)
 
 
 def _seconds(left: Tensor, right: Tensor) -> float:

@@ -63,7 +63,7 @@ def score_tokens(
 
     Softmax and sums are in float32 at least, logits of the type of `hidden` first. No gradients.
     """
-    with torch.no_grad(), fast_products():
+    with torch.no_grad(), fast_products(head.weight.nbytes):
         chunks = _Chunks(hidden, head, targets, temperature, masked_token_ids, with_entropy)
         for rows in _slices(slice(0, len(targets)), chunks.rows_at_once):
             chunks.score(rows)
@@ -85,7 +85,7 @@ def score_and_differentiate(
     ∂loss/∂z_v = c (1[v = y] − q(v)) / temperature with c = `coefficient`; that of W and b goes to `sink` where they train.
     `parts` are consecutive slices of the M tokens.
     """
-    with torch.no_grad(), fast_products():
+    with torch.no_grad(), fast_products(head.weight.nbytes):
         chunks = _Chunks(hidden, head, targets, temperature, masked_token_ids, True)
         of_hidden = torch.empty_like(hidden)
         whole = len(targets) <= chunks.rows_at_once

@@ -208,7 +208,7 @@ class PackedPasses:
             sums = GradientSums()
             return sums, [self._backward([parts[place] for place in bundle], sums) for bundle in mine]
 
-        with fast_products(), self._plain.policy.ready():
+        with fast_products(self._network.weight_bytes), self._plain.policy.ready():
             results = run_pieces(run, dealt)
         norms = [0.0] * len(parts)
         for mine, (sums, found) in zip(dealt, results, strict=True):
@@ -234,7 +234,7 @@ class PackedPasses:
                 )
                 self._plain.sums.observe_packed(packing, scored)
 
-        with fast_products(), self._plain.policy.ready():
+        with fast_products(self._network.weight_bytes), self._plain.policy.ready():
             run_pieces(run, self._dealt(pieces, threads_for_pieces(self._network.weight_bytes)))
 
     def _dealt(self, parts: Sequence[list[int]], threads: int) -> list[list[list[int]]]:

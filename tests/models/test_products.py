@@ -9,8 +9,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from bsharp.config import ConfigError
+from bsharp.generation.step_program import onednn_linear
 from bsharp.models import products
-from bsharp.models.products import fast_products, linear, product_library, set_product_library
+from bsharp.models.parallel import TINY_WEIGHTS
+from bsharp.models.products import fast_products, product_library, set_product_library
 
 BEFORE = torch.backends.mkldnn.matmul.fp32_precision
 """Torch's setting before any test."""
@@ -20,10 +22,10 @@ BEFORE = torch.backends.mkldnn.matmul.fp32_precision
 def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No library chosen or measured before, and none afterwards; no test leaves torch's setting changed."""
     monkeypatch.setenv(products.VARIABLE, "")
-    faster = products._faster
-    faster.cache_clear()
+    share = products._share_of_time
+    share.cache_clear()
     yield
-    faster.cache_clear()
+    share.cache_clear()
     assert setting() == BEFORE
 
 
@@ -59,17 +61,10 @@ def test_products_are_those_of_float32_under_either_library(library: str, rows: 
         other = inputs @ weight.T
         nested = torch.bmm(inputs[None], weight.T[None])[0]
     assert error(inside, expected) < products.EXACT
-    assert error(linear(inputs, weight, bias), expected) < products.EXACT
+    assert error(onednn_linear(inputs, weight, bias), expected) < products.EXACT
     without = inputs.double() @ weight.double().T
     assert error(other, without) < products.EXACT
     assert error(nested, without) < products.EXACT
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-@pytest.mark.usefixtures("library")
-def test_other_types_are_left_to_torch(dtype: torch.dtype) -> None:
-    inputs, weight, bias = (drawn(*shape).to(dtype) for shape in ((5, 16), (7, 16), (7,)))
-    assert torch.equal(linear(inputs, weight, bias), functional.linear(inputs, weight, bias))
 
 
 def test_the_setting_holds_inside_and_is_put_back(library: str) -> None:
@@ -124,15 +119,18 @@ def test_a_product_rounded_to_bfloat16_does_not_count_as_exact(monkeypatch: pyte
 @pytest.mark.parametrize("chosen", ["default", "onednn"])
 def test_the_library_that_is_set_reaches_later_processes(chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "_is_exact", lambda: True)
-    monkeypatch.setattr(products, "_faster", lambda: pytest.fail("measured though it was set"))
+    monkeypatch.setattr(products, "_share_of_time", lambda: pytest.fail("measured though it was set"))
     set_product_library(chosen)
     assert os.environ["BSHARP_PRODUCTS"] == chosen
     assert product_library() == chosen
 
 
-@pytest.mark.parametrize(("share", "expected"), [(0.5, "onednn"), (0.9, "default"), (2.0, "default")])
+@pytest.mark.parametrize(
+    ("share", "tiny", "larger"),
+    [(0.5, "onednn", "onednn"), (0.85, "default", "onednn"), (0.96, "default", "default"), (2.0, "default", "default")],
+)
 def test_the_choice_is_measured_once_and_falls_on_another_library_only_where_it_is_clearly_faster(
-    share: float, expected: str, monkeypatch: pytest.MonkeyPatch
+    share: float, tiny: str, larger: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured: list[str] = []
 
@@ -142,13 +140,22 @@ def test_the_choice_is_measured_once_and_falls_on_another_library_only_where_it_
 
     monkeypatch.setattr(products, "_is_exact", lambda: True)
     monkeypatch.setattr(products, "_seconds", seconds)
-    assert product_library() == expected
+    assert product_library() == tiny
     count = len(measured)
     assert measured.count("bf16") == count - measured.count("bf16") > 0
-    assert product_library() == expected
-    with fast_products():
-        linear(drawn(2, 3), drawn(4, 3))
+    assert product_library(TINY_WEIGHTS - 1) == tiny
+    assert product_library(TINY_WEIGHTS) == larger
+    for weight_bytes, expected in ((0, tiny), (TINY_WEIGHTS, larger)):
+        before = setting()
+        with fast_products(weight_bytes):
+            assert setting() == ("bf16" if expected == "onednn" else before)
     assert len(measured) == count
+
+
+def test_one_product_that_is_slow_does_not_hide_that_the_others_are_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = {(rows, inputs): share for (rows, inputs, _), share in zip(products.SHAPES, (1.2, 0.5, 0.5), strict=True)}
+    monkeypatch.setattr(products, "_seconds", lambda left, _: shares[tuple(left.shape)] if setting() == "bf16" else 1.0)
+    assert products._share_of_time.__wrapped__() == pytest.approx((1.2 * 0.5 * 0.5) ** (1 / 3))
 
 
 def test_nothing_is_measured_where_only_one_library_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
