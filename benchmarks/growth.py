@@ -1,13 +1,15 @@
-"""Time and memory of everything behind sampling as the records grow: grading, files, figures, diagnostics, page.
+"""Time and memory as the records grow: evaluation, and all that follows it: grading, files, figures, diagnostics, page.
 
     python benchmarks/growth.py [--largest 1000000] [--largest-math 10000] [--stages read summary …] [--out growth.md]
                                 [--json growth.json] [--inputs FOLDER]
 
-Records are made up by the schema of `bsharp.evaluation.evaluate`: problems of four families with 16 samples and one greedy
-completion each, responses of a log-normal length (median 100 tokens of a vocabulary of 150,000, 4 characters a token), a
-tenth of them repeated word for word, answers (whole numbers and fractions) right by a chance that differs between problems.
-A size is a number of sampled and greedy records; those of a comparison (results, diagnostics, page) are divided over seven
-policies: the base, and two regimes × three seeds, with a small validation set beside.
+The stage `evaluation` samples from the embedded base, in as many processes as there are cores; the memory is that of the
+process that collects the records. All others read records that are made up by the schema of `bsharp.evaluation.evaluate`:
+problems of four families with 16 samples and one greedy completion each, responses of a log-normal length (median 100 tokens
+of a vocabulary of 150,000, 4 characters a token), a tenth of them repeated word for word, answers (whole numbers and
+fractions) right by a chance that differs between problems. A size is a number of sampled and greedy records; those of a
+comparison (results, diagnostics, page) are divided over seven policies: the base, and two regimes × three seeds, with a small
+validation set beside.
 
 Every measurement is a process of its own that runs one stage once, on files that another process made: seconds on the clock,
 and the highest resident memory less that before the stage (Linux), imports made before. `growth` is the time per record over
@@ -42,6 +44,8 @@ NUMBERS = {"add": "{}", "mix": "{}", "word": "{}", "lin": "{}/12"}
 FORMULAS = {"add": "{}", "mix": r"\frac{{{}}}{{12}}", "word": r"{}\sqrt{{3}}", "lin": "x^2+{}x"}
 MEDIAN_TOKENS = 100
 VALIDATION_PROBLEMS = 42
+MOST_PROBLEMS = 6_000
+"""Of both tasks together; the smaller one has 3,282 test problems."""
 BLOCK = 512
 """Problems whose random numbers are drawn at once."""
 
@@ -176,6 +180,18 @@ def make_input(kind: str, size: int, folder: Path) -> None:
 Stage = Callable[[], object]
 
 
+def evaluation(folder: Path, size: int) -> Stage:
+    """The embedded base on ever more problems, 16 samples and a greedy completion each, and with more samples once they run out."""
+    from bsharp.config import EvaluationConfig, TrainConfig
+    from bsharp.experiment import evaluate_model
+
+    problems = max(2, min(MOST_PROBLEMS, size // (SAMPLES + 1)))
+    config = EvaluationConfig(problems=problems, samples=max(1, size // problems - 1))
+    out = folder / f"evaluation-{size}"
+    shutil.rmtree(out, ignore_errors=True)
+    return lambda: evaluate_model("embedded:tiny", TrainConfig().tasks, config, out, workers=0)
+
+
 def grading(grader: str, workers: int) -> Callable[[Path, int], Stage]:
     def prepare(folder: Path, size: int) -> Stage:
         from bsharp.config import ProblemsConfig
@@ -238,6 +254,7 @@ def report(folder: Path, size: int) -> Stage:
 
 STAGES: dict[str, tuple[str, str, Callable[[Path, int], Stage]]] = {
     # name: (title, input, what makes the stage ready)
+    "evaluation": ("evaluation, sampled", "nothing", evaluation),
     "boxed": ("grade, boxed", "records", grading("boxed", 1)),
     "boxed-2": ("grade, boxed, 2 workers", "records", grading("boxed", 2)),
     "normalised": ("grade, normalised", "records", grading("normalised", 1)),
