@@ -181,7 +181,10 @@ Stage = Callable[[], object]
 
 
 def evaluation(folder: Path, size: int) -> Stage:
-    """The embedded base on ever more problems, 16 samples and a greedy completion each, and with more samples once they run out."""
+    """The embedded base on ever more problems, 16 samples and a greedy completion each; more samples once they run out."""
+    from bsharp.processes import prepare_workers
+
+    prepare_workers()  # workers are forked from a process that imports what this one does
     from bsharp.config import EvaluationConfig, TrainConfig
     from bsharp.experiment import evaluate_model
 
