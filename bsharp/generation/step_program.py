@@ -5,7 +5,7 @@ second thread that decodes other rows has to wait for the first one's Python. `t
 a program of the same operations in the same order, in some hundredths of a second: its numbers are theirs to the last bit.
 Where that is not to be had the functions run as they stand.
 
-Everything here is written in the part of Python that `torch.jit.script` knows: no keyword of ours, plain tensors.
+The functions keep to what `torch.jit.script` can read: shapes stand in comments and docstrings, not in types.
 """
 
 import functools
