@@ -48,9 +48,12 @@ def settled(weights: WeightsConfig, model: str, device: str, out: str | Path) ->
 
 
 def _stored_bytes(model: str) -> int:
-    """Bytes of the weights in a model's folder; of a model of the hub enough to be no tiny one."""
-    folder = Path(find_source(model).path)
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder.is_dir() else TINY_WEIGHTS
+    """Bytes of the weights in a model's folder; of a model of the hub, or one behind an adapter, enough to be no tiny one."""
+    source = find_source(model)
+    folder = Path(source.path)
+    if source.is_adapter or not folder.is_dir():
+        return TINY_WEIGHTS
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
 def faster_precision(model: str, device: str) -> Literal["float32", "bfloat16"]:

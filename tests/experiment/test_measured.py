@@ -26,6 +26,8 @@ from bsharp.experiment import measured
 from bsharp.experiment.measured import faster_precision, settled
 from bsharp.experiment.run import train
 from bsharp.models import products
+from bsharp.models.parallel import TINY_WEIGHTS
+from bsharp.models.sources import Source
 
 AUTO = WeightsConfig(dtype="auto", products="auto")
 
@@ -179,3 +181,14 @@ def test_a_run_records_what_was_chosen_and_goes_on_with_it(monkeypatch: pytest.M
     named = dataclasses.replace(config, weights=WeightsConfig(dtype="float32"))
     with pytest.raises(ConfigError):
         train(named, tmp_path)
+
+
+def test_the_size_of_a_model_is_that_of_its_folder_and_what_has_none_is_not_tiny(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert 0 < measured._stored_bytes(EMBEDDED_MODEL) < TINY_WEIGHTS
+    (tmp_path / "model.safetensors").write_bytes(bytes(3))
+    (tmp_path / "more.safetensors").write_bytes(bytes(4))
+    found = {"folder": (str(tmp_path), False), "hub": ("owner/name", False), "adapter": (str(tmp_path), True)}
+    monkeypatch.setattr(measured, "find_source", lambda name: Source(name, found[name][0], "", found[name][1]))
+    assert [measured._stored_bytes(name) for name in found] == [7, TINY_WEIGHTS, TINY_WEIGHTS]

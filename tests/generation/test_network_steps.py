@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from bsharp.config import EMBEDDED_MODEL
-from bsharp.generation import Decoder, GenerationRequest, SamplingParams, decoder, network_steps
+from bsharp.generation import Decoder, GenerationRequest, SamplingParams, decoder, network_steps, step_program
 from bsharp.generation.step_program import program, step_logits
 from bsharp.models.loading import LanguageModel, load_language_model
 from bsharp.models.network import network_of, without_network
@@ -242,3 +242,29 @@ def test_rows_of_a_tiny_model_are_dealt_where_the_step_runs_without_python_and_p
     for rows in (decoder.LEAST_ROWS - 1, decoder.LEAST_ROWS):
         Decoder(language_model).generate([GenerationRequest((3, 4), rows, 0)], SamplingParams(2))
     assert pieces == ([1, 2] if has_compiled else [1, 1])
+
+
+@pytest.mark.parametrize(
+    ("least_fast", "dtype", "by_onednn"),
+    [
+        (-1, torch.float32, False),
+        (5 * 7 * 16, torch.float32, True),
+        (5 * 7 * 16 + 1, torch.float32, False),
+        (0, torch.bfloat16, False),
+        (0, torch.float64, False),
+    ],
+)
+def test_only_float32_products_that_are_large_enough_go_to_onednn(
+    least_fast: int, dtype: torch.dtype, by_onednn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs, weight, bias = (
+        torch.randn((5, 16), dtype=dtype),
+        torch.randn((7, 16), dtype=dtype),
+        torch.randn(7, dtype=dtype),
+    )
+    layout = network_steps.StepWeights(network_of(random_model("qwen3").model)).layout._replace(least_fast=least_fast)
+    asked = []
+    linear = torch.nn.functional.linear
+    monkeypatch.setattr(step_program, "onednn_linear", lambda *call: asked.append(call) or linear(*call))
+    assert torch.equal(step_program.linear(layout, inputs, weight, bias), linear(inputs, weight, bias))
+    assert bool(asked) is by_onednn

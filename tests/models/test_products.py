@@ -61,7 +61,8 @@ def test_products_are_those_of_float32_under_either_library(library: str, rows: 
         other = inputs @ weight.T
         nested = torch.bmm(inputs[None], weight.T[None])[0]
     assert error(inside, expected) < products.EXACT
-    assert error(onednn_linear(inputs, weight, bias), expected) < products.EXACT
+    if library == "onednn":
+        assert error(onednn_linear(inputs, weight, bias), expected) < products.EXACT
     without = inputs.double() @ weight.double().T
     assert error(other, without) < products.EXACT
     assert error(nested, without) < products.EXACT
