@@ -12,8 +12,10 @@ import sys
 
 __all__ = ["keep_freed_memory"]
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 KEPT_BYTES = 2**30
+THREAD_BYTES = 2**26
+"""Threads get their memory in pieces of so many bytes; glibc keeps an empty one where this much is to be asked for at once."""
 
 
 @functools.cache
@@ -26,4 +28,4 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False
     done = [mallopt(option, KEPT_BYTES) for option in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD)]
-    return all(done)
+    return all(done) and bool(mallopt(M_TOP_PAD, THREAD_BYTES))

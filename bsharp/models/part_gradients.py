@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 
 from bsharp.models.network import Network
 from bsharp.models.packing import Packing
@@ -62,7 +63,7 @@ class PartNorms:
         self._norms = torch.zeros(len(packing.parts), dtype=torch.float64)
         self._head: tuple[int, Tensor] | None = None  # the part whose gradient of the output layer is being made
         self._head_rows: dict[int, Tensor] = {}
-        self._deal: Tensor | None = None
+        self._begins = torch.arange(len(packing.token_ids)), torch.tensor([part.start for part, _ in packing.parts])
         self._bias: Tensor | None = None
 
     def norms_squared(self) -> list[float]:
@@ -78,12 +79,10 @@ class PartNorms:
                 self._sums.add(weight, terms)
 
     def vector(self, weight: Tensor, terms: Float[Tensor, "N K"]) -> None:
-        wide = terms.to(_wide(weight))
-        if self._deal is None or self._deal.dtype != wide.dtype:
-            self._deal = torch.zeros((len(self._packing.parts), len(self._packing.token_ids)), dtype=wide.dtype)
-            for part, (tokens, _) in enumerate(self._packing.parts):
-                self._deal[part, tokens] = 1.0
-        self._note_vectors(weight, self._deal @ wide)
+        tokens, begins = self._begins
+        self._note_vectors(
+            weight, functional.embedding_bag(tokens, terms.to(_wide(weight)), begins, mode="sum")  # sums of slices
+        )
 
     def rows(self, weight: Tensor, of_rows: Float[Tensor, "N K"]) -> None:
         held = self._sums.get(weight)
@@ -146,9 +145,10 @@ class PartNorms:
         self._sums.add(weight, terms.sum(0))
 
     def _product(self, weight: Tensor, of_outputs: Float[Tensor, "N K"], inputs: Float[Tensor, "N J"]) -> Tensor:
-        if of_outputs.dtype == _wide(weight):
-            return torch.mm(of_outputs.T, inputs, out=self._sums.space(weight))
-        return of_outputs.T @ inputs
+        space = self._sums.space(weight)
+        if of_outputs.dtype == space.dtype:
+            return torch.mm(of_outputs.T, inputs, out=space)
+        return space.copy_(of_outputs.T @ inputs)  # once, for the norm and the sum
 
 
 def _add_product(total: Tensor, of_outputs: Float[Tensor, "N K"], inputs: Float[Tensor, "N J"]) -> None:

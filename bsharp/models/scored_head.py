@@ -23,9 +23,11 @@ __all__ = ["HeadSink", "Scored", "score_and_differentiate", "score_tokens"]
 
 LOGIT_BYTES = 2**23
 """Logits that are turned into log-probabilities at once: as much as stays in a processor's cache."""
-GRADIENT_BYTES = 2**26
-"""Gradients of logits that meet the output layer at once: its own gradient is as large as the layer, and passing over it seldom
-is what makes this product fast."""
+SCORED_BYTES = 2**24
+"""Logits that one product makes where nothing but log-probabilities is asked for: every product reads the whole output layer."""
+PRODUCT_BYTES = 2**26
+"""Logits, and later their gradients, that one product makes or meets where the layer trains: its own gradient is as large as it
+is, and passing over it seldom is what makes these products fast."""
 LEAST_TOKENS = 32
 """Tokens at once however large the vocabulary is: fewer would read the whole layer for too little work."""
 
@@ -64,9 +66,11 @@ def score_tokens(
     Softmax and sums are in float32 at least, logits of the type of `hidden` first. No gradients.
     """
     with torch.no_grad(), fast_products(head.weight.nbytes):
-        chunks = _Chunks(hidden, head, targets, temperature, masked_token_ids, with_entropy)
-        for rows in _slices(slice(0, len(targets)), chunks.rows_at_once):
-            chunks.score(rows)
+        chunks = _Chunks(hidden, head, targets, temperature, masked_token_ids, with_entropy, SCORED_BYTES)
+        for large in _slices(slice(0, len(targets)), chunks.rows_of_product):
+            logits = chunks.product(large)
+            for rows in _slices(large, chunks.rows_at_once):
+                chunks.score(rows, logits[rows.start - large.start : rows.stop - large.start])
     return chunks.scored()
 
 
@@ -86,17 +90,16 @@ def score_and_differentiate(
     `parts` are consecutive slices of the M tokens.
     """
     with torch.no_grad(), fast_products(head.weight.nbytes):
-        chunks = _Chunks(hidden, head, targets, temperature, masked_token_ids, True)
+        chunks = _Chunks(hidden, head, targets, temperature, masked_token_ids, True, PRODUCT_BYTES)
         of_hidden = torch.empty_like(hidden)
         whole = len(targets) <= chunks.rows_at_once
         for part, tokens in [(None, slice(0, len(targets)))] if whole else list(enumerate(parts)):
-            rows_at_once = max(chunks.rows_at_once, GRADIENT_BYTES // (len(head.weight) * hidden.element_size()))
-            for large in _slices(tokens, rows_at_once):
-                of_logits = hidden.new_empty((large.stop - large.start, len(head.weight)))
+            for large in _slices(tokens, chunks.rows_of_product):
+                of_logits = chunks.product(large)  # the logits first
                 for rows in _slices(large, chunks.rows_at_once):
-                    logprobs, shares = chunks.score(rows)
-                    scale = (coefficient(rows, logprobs) / temperature).to(shares.dtype)[:, None]
                     here = of_logits[rows.start - large.start : rows.stop - large.start]
+                    logprobs, shares = chunks.score(rows, here)
+                    scale = (coefficient(rows, logprobs) / temperature).to(shares.dtype)[:, None]
                     _of_logits(shares, scale, targets[rows], masked_token_ids, here)
                 torch.mm(of_logits, head.weight, out=of_hidden[large])
                 if head.weight.requires_grad:
@@ -132,28 +135,32 @@ class _Chunks:
         temperature: float,
         masked_token_ids: Sequence[int],
         with_entropy: bool,
+        product_bytes: int,
     ) -> None:
         self._hidden, self._head, self._targets = hidden, head, targets
         self._temperature, self._masked = temperature, list(masked_token_ids)
         wide = torch.promote_types(hidden.dtype, torch.float32)
         vocabulary = len(head.weight)
         self.rows_at_once = max(LEAST_TOKENS, LOGIT_BYTES // (vocabulary * wide.itemsize))
+        self.rows_of_product = max(self.rows_at_once, product_bytes // (vocabulary * hidden.element_size()))
         count = min(self.rows_at_once, len(targets))
-        self._logits, self._shares = (torch.empty((count, vocabulary), dtype=wide) for _ in range(2))
+        self._shares = torch.empty((count, vocabulary), dtype=wide)
+        self._wide = None if hidden.dtype == wide else torch.empty((count, vocabulary), dtype=wide)
         self._logprobs = torch.empty(len(targets), dtype=wide)
         self._entropy = torch.empty(len(targets), dtype=wide) if with_entropy else None
 
-    def score(self, rows: slice) -> tuple[Float[Tensor, " N"], Float[Tensor, "N V"]]:
-        """Log-probabilities of these tokens, and q at each; the latter is overwritten by the next call."""
-        count = rows.stop - rows.start
-        logits, shares = self._logits[:count], self._shares[:count]
-        weight, bias = self._head.weight, self._head.bias
-        if self._hidden.dtype != logits.dtype:
-            logits.copy_(functional.linear(self._hidden[rows], weight, bias))
-        elif bias is None:
-            torch.mm(self._hidden[rows], weight.T, out=logits)
-        else:
-            torch.addmm(bias, self._hidden[rows], weight.T, out=logits)
+    def product(self, rows: slice) -> Float[Tensor, "N V"]:
+        """The logits of these tokens."""
+        return functional.linear(self._hidden[rows], self._head.weight, self._head.bias)
+
+    def score(self, rows: slice, logits: Float[Tensor, "N V"]) -> tuple[Float[Tensor, " N"], Float[Tensor, "N V"]]:
+        """Log-probabilities of these tokens, and q at each; the latter is overwritten by the next call.
+
+        Logits are used up where they are float32 or wider.
+        """
+        shares = self._shares[: len(logits)]
+        if self._wide is not None:
+            logits = self._wide[: len(logits)].copy_(logits)
         if self._temperature != 1.0:
             logits.div_(self._temperature)
         if self._masked:

@@ -111,7 +111,7 @@ def _chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         return
     monkeypatch.setattr(scored_head, "LEAST_TOKENS", 2)
     monkeypatch.setattr(scored_head, "LOGIT_BYTES", 1)
-    monkeypatch.setattr(scored_head, "GRADIENT_BYTES", 8 * VOCABULARY * (5 if "five" in request.param else 0))
+    monkeypatch.setattr(scored_head, "PRODUCT_BYTES", 8 * VOCABULARY * (5 if "five" in request.param else 0))
 
 
 @pytest.mark.parametrize("kind", ["tied", "untied", "head bias"])

@@ -75,8 +75,9 @@ def close(scored: Scored, expected: tuple[Tensor, Tensor], tolerance: float) -> 
 @pytest.fixture(params=[(32, 2**23, 2**26), (1, 0, 0), (2, 0, 8 * V * 5), (1, 8 * V * 4, 8 * V * 3), (3, 0, 2**20)])
 def chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int, int]:
     """All at once; one by one; two by two with gradients of five; of four; three by three with gradients of a part."""
-    for name, value in zip(("LEAST_TOKENS", "LOGIT_BYTES", "GRADIENT_BYTES"), request.param, strict=True):
+    for name, value in zip(("LEAST_TOKENS", "LOGIT_BYTES", "PRODUCT_BYTES"), request.param, strict=True):
         monkeypatch.setattr(scored_head, name, value)
+    monkeypatch.setattr(scored_head, "SCORED_BYTES", request.param[2])
     return request.param
 
 
