@@ -13,6 +13,7 @@ import gc
 import importlib
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -21,7 +22,7 @@ from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 
-__all__ = ["import_to_stay", "inherit", "prepare_workers", "process_context"]
+__all__ = ["available_cores", "held_interrupts", "import_to_stay", "inherit", "prepare_workers", "process_context"]
 
 _IMPORTED = ["bsharp.experiment.worker_imports"]
 _SERVED = sys.platform == "linux"
@@ -36,6 +37,11 @@ _READ_AT_IMPORT = (
 _SETTINGS = {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
 
 _environment: dict[str, str] | None = None  # what of it the workers' imports have read
+
+
+def available_cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def import_to_stay(*modules: str) -> None:
@@ -67,7 +73,7 @@ def prepare_workers() -> None:
     multiprocessing.get_context("forkserver").set_forkserver_preload(_IMPORTED)
     # Modules must be found where this process finds them, and not in the current folder first, where a file may have any name.
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-    with _set({"PYTHONSAFEPATH": "1", "PYTHONPATH": path}):
+    with _set({"PYTHONSAFEPATH": "1", "PYTHONPATH": path}), _ignoring_interrupts():
         forkserver.ensure_running()
     _environment = _read_at_import()
 
@@ -107,6 +113,38 @@ def _apply_settings() -> None:
 
 def _read_at_import() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name.startswith(_READ_AT_IMPORT)}
+
+
+@contextmanager
+def held_interrupts() -> Iterator[None]:
+    """Ctrl-C inside raises KeyboardInterrupt at the end of the block.
+
+    For the start of a worker: one that is asked for and then forgotten would come to life without its parent, and complain.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # it is the main thread that is interrupted
+        return
+    pressed: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler if before is None else before)
+    if pressed:
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def _ignoring_interrupts() -> Iterator[None]:
+    """What is started inside ignores Ctrl-C: whoever wants the workers ends them, and an import says nothing of it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may say what a signal does
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler if before is None else before)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import pytest
 from work_pieces import Seen, seen_by_worker
 
 from bsharp import processes
-from bsharp.processes import inherit, prepare_workers, process_context
+from bsharp.processes import held_interrupts, inherit, prepare_workers, process_context
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only there are workers forked")
 
@@ -113,3 +113,14 @@ import_to_stay("bsharp.types")
 assert not gc.isenabled()
 """
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_ctrl_c_is_told_at_the_end_of_a_block_that_holds_it() -> None:
+    before, reached = signal.getsignal(signal.SIGINT), []
+    with pytest.raises(KeyboardInterrupt), held_interrupts():
+        os.kill(os.getpid(), signal.SIGINT)
+        reached.append(True)
+    with held_interrupts():
+        pass
+    assert reached
+    assert signal.getsignal(signal.SIGINT) is before

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from bsharp.cli.commands import (
     TrainCommand,
 )
 from bsharp.config import DEFAULT_REGIMES, EMBEDDED_MODEL, ConfigError, DiagnoseConfig
-from bsharp.processes import import_to_stay, prepare_workers
+from bsharp.processes import available_cores, import_to_stay, prepare_workers
 
 QUICK_DIAGNOSTICS = DiagnoseConfig(alignment_problems=32, mistake_problems=4)
 
@@ -202,40 +203,65 @@ def train(command: TrainCommand) -> None:
 
 
 def evaluate(command: EvaluateCommand) -> None:
-    settings = command.settings
-    pieces = settings.problems * settings.samples / settings.max_rows
-    if command.workers != 1 and pieces > 1:
-        _prepare_workers(command.device)
-    import_to_stay("bsharp.experiment.run")
     from rich.progress import Progress
 
-    from bsharp.evaluation import summarize
-    from bsharp.experiment import evaluate_model, own_problems_only
     from bsharp.reporting import print_summary
-    from bsharp.runlog import RunDirectory
 
+    settings = command.settings
+    shared = command.workers != 1 and settings.problems * settings.samples > settings.max_rows
+    if shared:
+        _prepare_workers(command.device)
     console = _console()
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("completions", total=None)
-        records = evaluate_model(
-            command.model,
-            own_problems_only(command.tasks, command.problems),
-            command.settings,
-            command.out,
-            command.base,
-            command.difficulties,
-            command.threads,
-            command.device,
-            lambda done, total: bar.update(task, completed=done, total=total),
-            problems=command.problems,
-            chat=command.chat,
-            dtype=command.dtype,
-            workers=command.workers,
-        )
-    summary = summarize([records])
-    RunDirectory(command.out).write_json("summary.json", summary)
+
+        def show(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        # A program that has torch already gains nothing from leaving the work to others as a whole.
+        here = not shared or command.device != "cpu" or "torch" in sys.modules
+        summary = _evaluated(command, show) if here else _evaluated_elsewhere(command, show)
     print_summary(summary, console, title=command.model)
     console.print(f"Written to {command.out}: records.jsonl, summary.json", highlight=False, markup=False)
+
+
+def _evaluated(command: EvaluateCommand, on_progress: Callable[[int, int], None]) -> Mapping[str, Any]:
+    """The summary of the evaluation, which is carried out by this process or, from piece to piece, by its workers."""
+    import_to_stay("bsharp.experiment.run")
+    from bsharp.evaluation import summarize
+    from bsharp.experiment import evaluate_model, own_problems_only
+    from bsharp.runlog import RunDirectory
+
+    records = evaluate_model(
+        command.model,
+        own_problems_only(command.tasks, command.problems),
+        command.settings,
+        command.out,
+        command.base,
+        command.difficulties,
+        command.threads,
+        command.device,
+        on_progress,
+        problems=command.problems,
+        chat=command.chat,
+        dtype=command.dtype,
+        workers=command.workers,
+    )
+    summary = summarize([records])
+    RunDirectory(command.out).write_json("summary.json", summary)
+    return summary
+
+
+def _evaluated_elsewhere(command: EvaluateCommand, on_progress: Callable[[int, int], None]) -> Mapping[str, Any]:
+    """The same by workers alone; this process imports nothing of what they need."""
+    from bsharp.experiment.hosted import evaluate_hosted
+
+    request = {
+        "config" if field.name == "settings" else field.name: getattr(command, field.name)
+        for field in dataclasses.fields(command)
+        if field.name != "config"
+    }
+    return evaluate_hosted(request, command.workers or available_cores(), on_progress)
 
 
 def grade(command: GradeCommand) -> None:

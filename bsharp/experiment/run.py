@@ -17,7 +17,7 @@ from bsharp.config import (
     WeightsConfig,
     as_dict,
 )
-from bsharp.evaluation.evaluate import Evaluation
+from bsharp.evaluation.evaluate import Evaluation, Piece
 from bsharp.experiment.measured import settled
 from bsharp.experiment.monitors import alarms_for, probe_for
 from bsharp.experiment.saved import SavedEvaluation, evaluate_among
@@ -33,12 +33,22 @@ from bsharp.generation import Generator, generator_for
 from bsharp.models.adapters import make_policy
 from bsharp.models.loading import LanguageModel, weights_hash
 from bsharp.models.placement import release_cached_memory
-from bsharp.models.products import set_product_library
+from bsharp.models.products import ProductLibrary, set_product_library
 from bsharp.runlog import RunDirectory, differences
 from bsharp.tasks import Split
 from bsharp.training import Progress, Watcher, train_policy
 
-__all__ = ["LastCheck", "check_same_run", "evaluate_model", "train", "validation_config", "validation_metrics"]
+__all__ = [
+    "EvaluationPlan",
+    "EvaluationRequest",
+    "LastCheck",
+    "check_same_run",
+    "evaluate_model",
+    "plan_evaluation",
+    "train",
+    "validation_config",
+    "validation_metrics",
+]
 
 Record = dict[str, Any]
 
@@ -167,22 +177,99 @@ def evaluate_model(
     processes of `threads` threads share the work, 0 as many as the CPU's cores and the memory allow; the records do not depend
     on it. Raises ConfigError where the base has another vocabulary than the model.
     """
-    set_threads(threads)
-    weights = WeightsConfig(dtype=dtype)
+    request = EvaluationRequest(
+        model,
+        tuple(tasks),
+        config,
+        str(out),
+        base,
+        tuple(difficulties),
+        threads,
+        device,
+        problems,
+        chat,
+        dtype,
+        workers,
+    )
+    bound = _bound(request, lambda arguments: build_workbench(**arguments))
+    run = RunDirectory(out)
+    if reuse and (records := list(run.rows("records.jsonl"))):  # replaced in one step: there as a whole or not at all
+        return records
+    plan, evaluation = _planned(request, bound)
+    if plan.workers == 1:
+        records = evaluation.records(on_progress)
+    else:
+        set_product_library(plan.library)  # each would choose its own, and last bits with it
+        del evaluation, bound  # the workers may need the memory
+        release_cached_memory()
+        records = evaluate_among(plan.workers, plan.evaluation, plan.pieces, on_progress)
+    run.write_rows("records.jsonl", records)
+    return records
+
+
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """What `evaluate_model` is asked for."""
+
+    model: str
+    tasks: tuple[str, ...]
+    config: EvaluationConfig
+    out: str
+    base: str | None
+    difficulties: tuple[int, ...]
+    threads: int
+    device: str
+    problems: ProblemsConfig
+    chat: ChatConfig
+    dtype: Literal["float32", "bfloat16"]
+    workers: int
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """An evaluation that can be carried out and has its directory: what processes that share it must know."""
+
+    evaluation: SavedEvaluation
+    pieces: tuple[Piece, ...]
+    workers: int  # processes that are to share the pieces
+    library: ProductLibrary
+    out: str
+
+
+def plan_evaluation(
+    request: EvaluationRequest, build: Callable[[Mapping[str, Any]], Workbench]
+) -> tuple[EvaluationPlan, Evaluation]:
+    """All that comes before anything is drawn, with the workbench that `build` gives; the evaluation, opened."""
+    return _planned(request, _bound(request, build))
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """An evaluation with its models, after it has been found possible and its directory bound to it."""
+
+    asked: SavedEvaluation
+    bench: Workbench
+    policy: LanguageModel
+    library: ProductLibrary
+
+
+def _bound(request: EvaluationRequest, build: Callable[[Mapping[str, Any]], Workbench]) -> _Bound:
+    set_threads(request.threads)
+    model, base, config = request.model, request.base, request.config
     arguments: dict[str, Any] = {
         "model": base or model,
-        "task_names": tuple(tasks),
-        "difficulties": tuple(difficulties),
-        "device": device,
-        "problems": problems,
-        "chat": chat,
-        "weights": weights,
+        "task_names": request.tasks,
+        "difficulties": request.difficulties,
+        "device": request.device,
+        "problems": request.problems,
+        "chat": request.chat,
+        "weights": WeightsConfig(dtype=request.dtype),
         "splits": (Split(config.split),),
     }
     asked = SavedEvaluation(
-        arguments, None if base is None else model, "none" if base is None else "scored", config, threads
+        arguments, None if base is None else model, "none" if base is None else "scored", config, request.threads
     )
-    bench = build_workbench(**arguments)
+    bench = build(arguments)
     check_evaluation(config, bench)
     policy = asked.load_policy(bench)
     if policy.tokenizer.get_vocab() != bench.base.tokenizer.get_vocab():
@@ -190,27 +277,27 @@ def evaluate_model(
             f"model = {model!r} and base = {base!r} have different vocabularies, so no log-probability can be compared; "
             "name the base the model was tuned from"
         )
-    run = RunDirectory(out)
-    settings: dict[str, Any] = {"model": model, "base": base, "tasks": list(tasks), "difficulties": list(difficulties)}
-    settings |= {"problems": as_dict(problems), "chat": as_dict(chat), "dtype": dtype}
+    settings: dict[str, Any] = {"model": model, "base": base, "tasks": list(request.tasks)}
+    settings |= {"difficulties": list(request.difficulties), "problems": as_dict(request.problems)}
+    settings |= {"chat": as_dict(request.chat), "dtype": request.dtype, "evaluation": as_dict(config)}
     ours = bench.manifest(policy_weights=weights_hash(policy.model))
-    check_same_run(run, settings | {"evaluation": as_dict(config)}, ours)
-    if reuse and (records := list(run.rows("records.jsonl"))):  # replaced in one step: there as a whole or not at all
-        return records
-    evaluation = asked.opened(bench, policy)
-    pieces = evaluation.pieces
-    megabytes = sum(_megabytes(model.model) for model in {id(m.model): m for m in (policy, bench.base)}.values())
-    sampled = sum(not piece.greedy for piece in pieces)
-    count = evaluation_workers(workers, device, threads, sampled, megabytes)
-    if count == 1:
-        records = evaluation.records(on_progress)
-    else:
-        set_product_library(ours["precision"]["float32_products"])  # each would choose its own, and last bits with it
-        del evaluation, policy, bench  # the workers may need the memory
-        release_cached_memory()
-        records = evaluate_among(count, asked, pieces, on_progress)
-    run.write_rows("records.jsonl", records)
-    return records
+    check_same_run(RunDirectory(request.out), settings, ours)
+    return _Bound(asked, bench, policy, ours["precision"]["float32_products"])
+
+
+def _planned(request: EvaluationRequest, bound: _Bound) -> tuple[EvaluationPlan, Evaluation]:
+    """How the pieces of the evaluation are to be shared; the evaluation, opened."""
+    asked = bound.asked
+    evaluation = asked.opened(bound.bench, bound.policy)
+    models = {id(model): model for model in (bound.policy.model, bound.bench.base.model)}
+    count = evaluation_workers(
+        request.workers,
+        request.device,
+        request.threads,
+        sum(not piece.greedy for piece in evaluation.pieces),
+        sum(map(_megabytes, models.values())),
+    )
+    return EvaluationPlan(asked, evaluation.pieces, count, bound.library, request.out), evaluation
 
 
 def _megabytes(model: Any) -> float:

@@ -15,7 +15,7 @@ from bsharp.generation import generator_for
 from bsharp.models.loading import LanguageModel, load_language_model
 from bsharp.models.placement import release_cached_memory
 
-__all__ = ["SavedEvaluation", "evaluate_among", "kept_workbench", "records_of_piece"]
+__all__ = ["SavedEvaluation", "evaluate_among", "in_order", "keep_opened", "kept_workbench", "records_of_piece"]
 
 Record = dict[str, Any]
 
@@ -85,6 +85,12 @@ def kept_workbench(arguments: Mapping[str, Any]) -> Workbench:
     return _bench[1]
 
 
+def keep_opened(asked: SavedEvaluation, evaluation: Evaluation) -> None:
+    """In a worker: have `asked` opened, for `records_of_piece`."""
+    global _opened
+    _opened = (asked, evaluation)
+
+
 def records_of_piece(evaluation: SavedEvaluation, number: int) -> list[list[Record]]:
     """In a worker: the records of piece `number`; what the pieces of one evaluation share is made for the first."""
     global _opened
@@ -93,8 +99,18 @@ def records_of_piece(evaluation: SavedEvaluation, number: int) -> list[list[Reco
         release_cached_memory()
         set_threads(evaluation.threads)
         bench = kept_workbench(evaluation.bench)
-        _opened = (evaluation, evaluation.opened(bench, evaluation.load_policy(bench)))
+        keep_opened(evaluation, evaluation.opened(bench, evaluation.load_policy(bench)))
+    assert _opened is not None
     return _opened[1].records_of(_opened[1].pieces[number])
+
+
+def in_order(pieces: Sequence[Piece]) -> list[int]:
+    """The numbers of the pieces, in the order in which processes that share them begin them.
+
+    Sampled pieces come sorted from short to long prompts, and the greedy ones after them: begun with the longest, no process is
+    left to finish one alone.
+    """
+    return sorted(range(len(pieces)), key=lambda number: (pieces[number].greedy, -number))
 
 
 def evaluate_among(
@@ -105,9 +121,7 @@ def evaluate_among(
 ) -> list[Record]:
     """The records of all `pieces` from that many processes: to the last bit those that one process gives."""
     with Workers(workers, str(evaluation.bench["device"])) as pool:
-        # Sampled pieces come sorted from short to long prompts, and the greedy ones after them: begun with the longest,
-        # no process is left to finish one alone.
-        order = sorted(range(len(pieces)), key=lambda number: (pieces[number].greedy, -number))
+        order = in_order(pieces)
         found = pool.collect(
             records_of_piece,
             [(evaluation, number) for number in order],

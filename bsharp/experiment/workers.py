@@ -13,16 +13,11 @@ from typing import Any, TypeVar
 
 import torch
 
-from bsharp.processes import inherit, process_context
+from bsharp.processes import available_cores, inherit, process_context
 
-__all__ = ["Workers", "available_cores", "default_workers", "evaluation_workers"]
+__all__ = ["Workers", "default_workers", "evaluation_workers"]
 
 T = TypeVar("T")
-
-
-def available_cores() -> int:
-    """CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def default_workers(device: str) -> int:

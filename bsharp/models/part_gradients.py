@@ -81,7 +81,8 @@ class PartNorms:
     def vector(self, weight: Tensor, terms: Float[Tensor, "N K"]) -> None:
         tokens, begins = self._begins
         self._note_vectors(
-            weight, functional.embedding_bag(tokens, terms.to(_wide(weight)), begins, mode="sum")  # sums of slices
+            weight,
+            functional.embedding_bag(tokens, terms.to(_wide(weight)), begins, mode="sum"),  # sums of slices
         )
 
     def rows(self, weight: Tensor, of_rows: Float[Tensor, "N K"]) -> None:
