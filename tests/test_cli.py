@@ -12,7 +12,7 @@ from sample_runs import make_evaluation
 
 from bsharp import experiment
 from bsharp.cli import main
-from bsharp.cli.main import COMMANDS
+from bsharp.cli.dispatch import COMMANDS
 from bsharp.config import EMBEDDED_TASKS
 
 SAMPLES = (

@@ -117,9 +117,14 @@ assert not gc.isenabled()
 
 def test_ctrl_c_is_told_at_the_end_of_a_block_that_holds_it() -> None:
     before, reached = signal.getsignal(signal.SIGINT), []
-    with pytest.raises(KeyboardInterrupt), held_interrupts():
-        os.kill(os.getpid(), signal.SIGINT)
-        reached.append(True)
+
+    def interrupted() -> None:
+        with held_interrupts():
+            os.kill(os.getpid(), signal.SIGINT)
+            reached.append(True)
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     with held_interrupts():
         pass
     assert reached

@@ -29,12 +29,11 @@ from bsharp.cli.commands import (
 from bsharp.config import PRETRAIN_PRESETS, CompareConfig, ConfigError, build_config, load_config
 from bsharp.version import __version__
 
-__all__ = ["main"]
+__all__ = ["COMMANDS", "run"]
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point. Exit status 0: done; 1: failed; 2: the command line or a config is wrong; 130: interrupted."""
-    argv = list(sys.argv[1:] if arguments is None else arguments)
+def run(argv: list[str]) -> None:
+    """Read the command line, do what it says, and end the process where that fails, with a line that says why."""
     errors = Console(stderr=True)
     try:
         _dispatch(argv)
