@@ -325,11 +325,13 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0] if __doc__ else None, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument("--largest", type=int, default=SIZES[-1], help="largest number of records")
     parser.add_argument("--largest-math", type=int, default=SIZES[1], help="the same for math-verify")
-    parser.add_argument("--smallest", type=int, default=SIZES[0])
-    parser.add_argument("--stages", nargs="*", choices=STAGES, default=list(STAGES))
+    parser.add_argument("--smallest", type=int, default=SIZES[0], help="smallest number of records")
+    parser.add_argument("--stages", nargs="*", choices=STAGES, default=list(STAGES), help="what is measured")
     parser.add_argument("--out", type=Path, default=None, help="Markdown file")
     parser.add_argument(
         "--json", type=Path, default=None, help="figures; those of other stages and sizes in it are kept"

@@ -55,10 +55,17 @@ _encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
 class RunDirectory:
-    """One directory per run; every file is either appended to line by line or replaced as a whole."""
+    """One directory per run; every file is either appended to line by line or replaced as a whole.
+
+    Raises NotADirectoryError where a file has its name.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        if self.path.is_file():
+            raise NotADirectoryError(
+                f"{self.path} is a file; name a directory, which need not exist, for what is written"
+            )
         self.path.mkdir(parents=True, exist_ok=True)
 
     def write_json(self, name: str, value: Any) -> None:

@@ -89,3 +89,11 @@ def test_the_manifest_binds_base_and_code() -> None:
     assert ours["identity"]["base_weights"] == "abc"
     assert ours["identity"]["code"] == code_hash()
     assert {"python", "torch", "transformers"} <= set(ours["versions"])
+
+
+def test_a_file_in_the_place_of_the_directory_is_named(tmp_path: Path) -> None:
+    place = tmp_path / "notes.txt"
+    place.write_text("mine")
+    with pytest.raises(NotADirectoryError, match=r"notes\.txt is a file; name a directory"):
+        RunDirectory(place)
+    assert place.read_text() == "mine"

@@ -64,10 +64,12 @@ def _section(name: str):
     return importlib.import_module(f"speed.section_{name.replace('-', '_')}").run
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Defaults, and the description as it stands."""
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "benchmarks/speed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser("benchmarks/speed", description=__doc__, formatter_class=_Help)
     parser.add_argument("--sections", nargs="*", default=list(SECTIONS), choices=SECTIONS, help="what is measured")
     parser.add_argument(
         "--models", nargs="*", default=[], help="tiny, 6M, 50M; those of the section where none is named"

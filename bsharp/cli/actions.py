@@ -222,7 +222,8 @@ def evaluate(command: EvaluateCommand) -> None:
         here = not shared or command.device != "cpu" or "torch" in sys.modules
         summary = _evaluated(command, show) if here else _evaluated_elsewhere(command, show)
     print_summary(summary, console, title=command.model)
-    console.print(f"Written to {command.out}: records.jsonl, summary.json", highlight=False, markup=False)
+    written = "records.jsonl, summary.json, config.json, manifest.json"
+    console.print(f"Written to {command.out}: {written}", highlight=False, markup=False)
 
 
 def _evaluated(command: EvaluateCommand, on_progress: Callable[[int, int], None]) -> Mapping[str, Any]:

@@ -12,6 +12,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -61,7 +62,8 @@ def product_library(weight_bytes: int = 0) -> ProductLibrary:
         return "onednn"
     if chosen == "default" or not _is_exact():
         return "default"
-    return "onednn" if _share_of_time() < (GAIN_TINY if weight_bytes < TINY_WEIGHTS else GAIN) else "default"
+    tiny = weight_bytes < TINY_WEIGHTS
+    return "onednn" if _share_of_time(one_thread=tiny) < (GAIN_TINY if tiny else GAIN) else "default"
 
 
 @contextmanager
@@ -87,8 +89,23 @@ def _is_exact() -> bool:
 
 
 @functools.cache
-def _share_of_time() -> float:
-    """What oneDNN needs of the time of torch's own choice, in the geometric mean over SHAPES."""
+def _share_of_time(one_thread: bool) -> float:
+    """What oneDNN needs of the time of torch's own choice, in the geometric mean over SHAPES.
+
+    With `one_thread`, as the products of tiny models run, each piece of their work on a thread. There something else that
+    computes here slows both alike; several threads of MKL wait for each other then, and would seem slower than they are.
+    """
+    if not one_thread:
+        return _ratio()
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as thread:
+            return thread.submit(_ratio).result()
+    finally:
+        torch.set_num_threads(threads)  # MKL's is one for the whole process
+
+
+def _ratio() -> float:
     ratios = []
     for shape in SHAPES:
         left, right = _matrices(*shape)

@@ -120,7 +120,7 @@ def test_a_product_rounded_to_bfloat16_does_not_count_as_exact(monkeypatch: pyte
 @pytest.mark.parametrize("chosen", ["default", "onednn"])
 def test_the_library_that_is_set_reaches_later_processes(chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "_is_exact", lambda: True)
-    monkeypatch.setattr(products, "_share_of_time", lambda: pytest.fail("measured though it was set"))
+    monkeypatch.setattr(products, "_share_of_time", lambda one_thread: pytest.fail("measured though it was set"))
     set_product_library(chosen)
     assert os.environ["BSHARP_PRODUCTS"] == chosen
     assert product_library() == chosen
@@ -146,17 +146,41 @@ def test_the_choice_is_measured_once_and_falls_on_another_library_only_where_it_
     assert measured.count("bf16") == count - measured.count("bf16") > 0
     assert product_library(TINY_WEIGHTS - 1) == tiny
     assert product_library(TINY_WEIGHTS) == larger
+    assert len(measured) == 2 * count  # once for each kind
     for weight_bytes, expected in ((0, tiny), (TINY_WEIGHTS, larger)):
         before = setting()
         with fast_products(weight_bytes):
             assert setting() == ("bf16" if expected == "onednn" else before)
-    assert len(measured) == count
+    assert len(measured) == 2 * count
 
 
 def test_one_product_that_is_slow_does_not_hide_that_the_others_are_fast(monkeypatch: pytest.MonkeyPatch) -> None:
     shares = {(rows, inputs): share for (rows, inputs, _), share in zip(products.SHAPES, (1.2, 0.5, 0.5), strict=True)}
     monkeypatch.setattr(products, "_seconds", lambda left, _: shares[tuple(left.shape)] if setting() == "bf16" else 1.0)
-    assert products._share_of_time.__wrapped__() == pytest.approx((1.2 * 0.5 * 0.5) ** (1 / 3))
+    for one_thread in (True, False):
+        assert products._share_of_time.__wrapped__(one_thread) == pytest.approx((1.2 * 0.5 * 0.5) ** (1 / 3))
+
+
+def test_tiny_models_are_measured_on_one_thread_and_others_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work beside slows several threads of MKL, which wait for each other, more than it slows oneDNN's."""
+    monkeypatch.setattr(products, "_is_exact", lambda: True)
+    seen: set[int] = set()
+
+    def seconds(*_: Tensor) -> float:
+        seen.add(torch.get_num_threads())
+        return 1.0
+
+    monkeypatch.setattr(products, "_seconds", seconds)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        for weight_bytes, threads in ((TINY_WEIGHTS - 1, {1}), (TINY_WEIGHTS, {3})):
+            seen.clear()
+            product_library(weight_bytes)
+            assert seen == threads
+            assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_nothing_is_measured_where_only_one_library_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:

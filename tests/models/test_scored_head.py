@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -192,3 +193,24 @@ def test_no_tokens_give_nothing() -> None:
     assert scored.entropy is not None
     assert scored.entropy.shape == (0,)
     assert of_hidden.shape == (0, D)
+
+
+def test_one_product_makes_the_logits_of_many_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every product reads the whole layer: by twos, as the logits are scored, they would read it thrice as often."""
+    for name, value in (("LEAST_TOKENS", 1), ("LOGIT_BYTES", 8 * V * 2), ("SCORED_BYTES", 8 * V * 6)):
+        monkeypatch.setattr(scored_head, name, value)
+    monkeypatch.setattr(scored_head, "PRODUCT_BYTES", 8 * V * 5)
+    products: list[int] = []
+    linear = functional.linear
+
+    def spy(inputs: Tensor, *rest: Any) -> Tensor:
+        products.append(len(inputs))
+        return linear(inputs, *rest)
+
+    monkeypatch.setattr(functional, "linear", spy)
+    hidden, head, targets, counts = layer()
+    score_tokens(hidden, head, targets)
+    assert products == [6, 5]
+    products.clear()
+    score_and_differentiate(hidden, head, targets, lambda tokens, _: counts[tokens], PARTS, Sums())
+    assert products == [4, 1, 5, 1]
