@@ -164,10 +164,13 @@ def test_norms_and_sums_of_narrower_types_are_near_and_float32(kind: str, dtype:
     norms = packed_pass(network_in(model), PARTS, sums)
     assert norms == pytest.approx(packed_pass(network_in(exact), PARTS, expected), rel=tolerance)
     assert sums.norm_squared() == pytest.approx(expected.norm_squared(), rel=tolerance)
-    for weight in model.parameters():
-        found = sums.get(weight)
+    largest = expected.norm_squared() ** 0.5
+    for weight, same in zip(model.parameters(), exact.parameters(), strict=True):
+        found, right = sums.get(weight), expected.get(same)
         assert found is not None
+        assert right is not None
         assert found.dtype == torch.float32
+        assert float((found - right).norm()) <= tolerance * max(float(right.norm()), 1e-2 * largest)
 
 
 @pytest.mark.parametrize("frozen", ["embed_tokens", "lm_head", "layers"])
