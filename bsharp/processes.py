@@ -21,8 +21,20 @@ from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
+from typing import TYPE_CHECKING
 
-__all__ = ["available_cores", "held_interrupts", "import_to_stay", "inherit", "prepare_workers", "process_context"]
+if TYPE_CHECKING:
+    from concurrent.futures import ProcessPoolExecutor
+
+__all__ = [
+    "available_cores",
+    "end_pool",
+    "held_interrupts",
+    "import_to_stay",
+    "inherit",
+    "prepare_workers",
+    "process_context",
+]
 
 _IMPORTED = ["bsharp.experiment.worker_imports"]
 _SERVED = sys.platform == "linux"
@@ -98,6 +110,19 @@ def inherit(environment: Mapping[str, str]) -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def end_pool(pool: ProcessPoolExecutor) -> None:
+    """End a pool and its processes at once, whatever they are doing. Its futures fail, or are cancelled and wake nobody.
+
+    None may be cancelled by hand: a broken pool fails on a future that is cancelled already (CPython 3.11), with a traceback
+    on the terminal.
+    """
+    processes = getattr(pool, "_processes", None)
+    pool.shutdown(wait=False, cancel_futures=True)
+    # Looked at after the shutdown: another thread may be starting one more process until then.
+    for process in list((processes or {}).values()):
+        process.terminate()
 
 
 def _end_with(parent: BaseProcess) -> None:

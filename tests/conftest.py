@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -27,6 +29,21 @@ def browser() -> Iterator[Any]:
         pytest.skip(str(problem))
     yield browser
     context.__exit__(None, None, None)
+
+
+@pytest.fixture
+def cancelled_here(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The futures that the test's own thread cancels; a pool's thread may cancel those of its own."""
+    cancelled: list[object] = []
+    here, cancel = threading.get_ident(), Future.cancel
+
+    def noted(future: Future[Any]) -> bool:
+        if threading.get_ident() == here:
+            cancelled.append(future)
+        return cancel(future)
+
+    monkeypatch.setattr(Future, "cancel", noted)
+    return cancelled
 
 
 @pytest.fixture

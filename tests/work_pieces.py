@@ -10,7 +10,7 @@ from dataclasses import dataclass
 # Whether whoever imports this module has bsharp's own imports behind it.
 IMPORTED_BEFORE = "bsharp.experiment.jobs" in sys.modules
 
-__all__ = ["Seen", "seen_by_worker", "square_after"]
+__all__ = ["Seen", "process_after", "seen_by_worker", "square_after"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,12 @@ def seen_by_worker() -> Seen:
 
     assert bsharp.__file__ is not None
     return Seen(IMPORTED_BEFORE, os.path.dirname(bsharp.__file__), dict(os.environ))
+
+
+def process_after(seconds: float) -> int:
+    """Number of the process that has waited so long."""
+    time.sleep(seconds)
+    return os.getpid()
 
 
 def square_after(seconds: float, number: int) -> int:

@@ -15,7 +15,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
-from bsharp.processes import held_interrupts, inherit, process_context
+from bsharp.processes import end_pool, held_interrupts, inherit, process_context
 
 __all__ = ["evaluate_hosted"]
 
@@ -44,10 +44,7 @@ def evaluate_hosted(
         pieces = _records(pool, begun, on_progress)
         return pool.submit(_finish, begun.plan, pieces).result()
     finally:
-        processes = list((getattr(pool, "_processes", None) or {}).values())
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in processes:
-            process.terminate()
+        end_pool(pool)
 
 
 def _records(pool: ProcessPoolExecutor, begun: _Begun, on_progress: Callable[[int, int], None]) -> dict[int, bytes]:

@@ -19,7 +19,7 @@ from bsharp.experiment.setup import set_threads
 from bsharp.experiment.workbench import Workbench, workbench_arguments
 from bsharp.models.loading import LanguageModel
 from bsharp.models.placement import release_cached_memory
-from bsharp.processes import inherit, process_context
+from bsharp.processes import end_pool, inherit, process_context
 from bsharp.runlog import RunDirectory, differences
 from bsharp.training import latest_checkpoint
 
@@ -75,10 +75,7 @@ def run_jobs(jobs: Sequence[Job], workers: int, on_event: Callable[[Event], None
     try:
         _work_off(pool, jobs, _evaluated_apart(jobs, workers), on_event, lambda: _drain(events, on_event))
     finally:
-        workers_left = list((getattr(pool, "_processes", None) or {}).values())
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in workers_left:
-            process.terminate()
+        end_pool(pool)
         events.cancel_join_thread()
         events.close()
 
@@ -109,8 +106,6 @@ def _work_off(
         for future in done:
             job = whose[future]
             if (failure := future.exception()) is not None:
-                for other in whose:
-                    other.cancel()
                 kind = ConfigError if isinstance(failure, ConfigError) else JobFailed
                 detail = str(failure).strip().splitlines()[0] if str(failure).strip() else type(failure).__name__
                 raise kind(f"{job.name}: {detail}") from failure

@@ -6,14 +6,14 @@ import math
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
 import torch
 
-from bsharp.processes import available_cores, inherit, process_context
+from bsharp.processes import available_cores, end_pool, inherit, process_context
 
 __all__ = ["Workers", "default_workers", "evaluation_workers"]
 
@@ -59,6 +59,7 @@ class Workers:
         self._pool = ProcessPoolExecutor(
             count, process_context(device), initializer=inherit, initargs=(dict(os.environ),)
         )
+        self._count = count
         self._closed = threading.Event()
 
     def __enter__(self) -> Workers:
@@ -68,11 +69,7 @@ class Workers:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._closed.set()
-        # Looked at after the shutdown: another thread may be starting one more process until then.
-        processes = getattr(self._pool, "_processes", None) or {}
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        for process in list(processes.values()):
-            process.terminate()
+        end_pool(self._pool)
 
     def collect(
         self,
@@ -85,25 +82,25 @@ class Workers:
 
         Raises what a piece raises, the pieces after it then not begun, and RuntimeError where the block ended meanwhile.
         """
-        sizes = [1] * len(pieces) if sizes is None else sizes
-        done, total = 0, sum(sizes)
+        waiting = list(zip(pieces, [1] * len(pieces) if sizes is None else sizes, strict=True))[::-1]
+        done, total = 0, sum(size for _, size in waiting)
         if report:
             report(0, total)
-        futures = [self._pool.submit(function, *piece) for piece in pieces]
-        size_of = dict(zip(futures, sizes, strict=True))
-        pending = set(futures)
-        try:
-            while pending:
-                # A future that is cancelled with its pool wakes nobody up: hence the look at the clock.
-                finished, pending = wait(pending, timeout=0.2, return_when="FIRST_COMPLETED")
-                if self._closed.is_set():
-                    raise RuntimeError("the work was given up")
-                for future in finished:
-                    future.result()
-                    done += size_of[future]
-                if report and finished:
-                    report(done, total)
-        finally:
-            for future in pending:
-                future.cancel()
+        futures: list[Future[T]] = []
+        pending: dict[Future[T], int] = {}
+        while pending or waiting:
+            # As many as keep every process busy, so that none is ever taken back: see `end_pool`.
+            while waiting and len(pending) <= self._count:
+                piece, size = waiting.pop()
+                futures.append(self._pool.submit(function, *piece))
+                pending[futures[-1]] = size
+            # A future that is cancelled with its pool wakes nobody up: hence the look at the clock.
+            finished = wait(pending, timeout=0.2, return_when="FIRST_COMPLETED").done
+            if self._closed.is_set():
+                raise RuntimeError("the work was given up")
+            for future in finished:
+                future.result()
+                done += pending.pop(future)
+            if report and finished:
+                report(done, total)
         return [future.result() for future in futures]

@@ -14,6 +14,7 @@ from in_process import run_here
 
 from bsharp.config import (
     CompareConfig,
+    ConfigError,
     EvaluationConfig,
     SamplingConfig,
     TrainConfig,
@@ -214,6 +215,15 @@ def test_jobs_give_the_same_files_whichever_process_does_which_piece(tmp_path: P
     assert {event.job for event in events if event.phase == "evaluating" and event.done == event.total} == {
         job.name for job in plan_jobs(SMALL, regimes_of(SMALL), tmp_path)
     }
+
+
+def test_a_job_that_fails_is_told_in_a_line_and_ends_the_others(tmp_path: Path, cancelled_here: list[object]) -> None:
+    first, *others = plan_jobs(SMALL, regimes_of(SMALL), tmp_path)
+    jobs = [dataclasses.replace(first, identity={"base": "another one"}), *others]
+    with pytest.raises(ConfigError, match=f"^{first.name}: what the comparison began with has changed"):
+        run_jobs(jobs, 2, lambda event: None)
+    assert not any((Path(job.folder) / "complete.json").exists() for job in others[2:])
+    assert not cancelled_here  # a pool that is terminated with one in it prints a traceback (CPython 3.11)
 
 
 def test_the_last_jobs_of_several_workers_are_evaluated_apart_but_for_adapters_and_tuning(tmp_path: Path) -> None:

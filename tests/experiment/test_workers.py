@@ -7,7 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from work_pieces import square_after
+from work_pieces import process_after, square_after
 
 from bsharp.experiment import workers as workers_module
 from bsharp.experiment.workers import Workers, evaluation_workers
@@ -27,6 +27,19 @@ def test_a_piece_that_fails_raises_at_once_and_the_rest_is_given_up() -> None:
     with pytest.raises(ValueError, match="no square"), Workers(1) as workers:
         workers.collect(square_after, [(0.0, -1), *[(20.0, 1)] * 30])
     assert time.monotonic() - started < 15
+
+
+def test_no_piece_is_taken_back_by_whoever_gives_up(cancelled_here: list[object]) -> None:
+    # A pool that is terminated with a cancelled future in it prints a traceback (CPython 3.11): one run in twenty-five.
+    with pytest.raises(ValueError, match="no square"), Workers(1) as workers:
+        workers.collect(square_after, [(0.0, -1), *[(20.0, 1)] * 30])
+    assert not cancelled_here
+
+
+def test_as_many_processes_work_as_there_are() -> None:
+    with Workers(3, "cpu") as workers:
+        seen = workers.collect(process_after, [(0.4,)] * 6)
+    assert len(set(seen)) == 3
 
 
 def test_a_thread_that_waits_is_set_free_when_the_block_ends() -> None:
