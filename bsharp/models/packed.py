@@ -221,7 +221,7 @@ def _weight_gradient(
 
 def _norm(values: Float[Tensor, "... K"], weight: Float[Tensor, " K"], epsilon: float) -> Float[Tensor, "... K"]:
     """weight · x / √(mean x² + ε), operation by operation as transformers computes it: in float32, rounded before the weight."""
-    return _normalised(values, epsilon)[0].to(values.dtype) * weight
+    return _normalised(values, epsilon)[0].to(values.dtype).mul_(weight)
 
 
 def _normalised(
@@ -229,7 +229,8 @@ def _normalised(
 ) -> tuple[Float[Tensor, "... K"], Float[Tensor, "... 1"]]:
     """x / √(mean x² + ε) and 1 / √(mean x² + ε), float32 whatever the type of x."""
     wide = values.float()
-    inverse = wide.square().mean(-1, keepdim=True).add_(epsilon).rsqrt_()
+    length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    inverse = length.square_().div_(values.shape[-1]).add_(epsilon).rsqrt_()
     return wide * inverse, inverse
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -31,7 +33,8 @@ class GradientSums:
 
     def norm_squared(self) -> float:
         """‖g‖² over all weights."""
-        return float(sum(_squared(terms) for terms in self._sums.values()))
+        lengths = [_length(terms) for terms in self._sums.values()]
+        return float(torch.stack(lengths).double().square().sum()) if lengths else 0.0
 
     def take(self, others: GradientSums) -> None:
         """Add the sums of `others`, which are used up."""
@@ -61,6 +64,8 @@ class PartNorms:
     def __init__(self, network: Network, packing: Packing, sums: GradientSums) -> None:
         self._network, self._packing, self._sums = network, packing, sums
         self._norms = torch.zeros(len(packing.parts), dtype=torch.float64)
+        self._lengths: list[list[Tensor]] = [[] for _ in packing.parts]  # ‖g‖ of weights, squared and added at the end
+        self._tokens = [part.stop - part.start for part, _ in packing.parts]
         self._head: tuple[int, Tensor] | None = None  # the part whose gradient of the output layer is being made
         self._head_rows: dict[int, Tensor] = {}
         self._begins = torch.arange(len(packing.token_ids)), torch.tensor([part.start for part, _ in packing.parts])
@@ -68,14 +73,19 @@ class PartNorms:
 
     def norms_squared(self) -> list[float]:
         """Of every part, after the backward pass."""
+        for part, lengths in enumerate(self._lengths):
+            if lengths:
+                self._norms[part] += torch.stack(lengths).double().square().sum()
+                lengths.clear()
         values: list[float] = self._norms.tolist()
         return values
 
     def product(self, weight: Tensor, of_outputs: Float[Tensor, "N K"], inputs: Float[Tensor, "N J"]) -> None:
-        for part, (tokens, _) in enumerate(self._packing.parts):
-            if tokens.start < tokens.stop:
-                terms = self._product(weight, of_outputs[tokens], inputs[tokens])
-                self._norms[part] += _squared(terms)
+        of_parts = zip(of_outputs.split(self._tokens), inputs.split(self._tokens), self._lengths, strict=True)
+        for of_part, inputs_of_part, lengths in of_parts:
+            if len(of_part):
+                terms = self._product(weight, of_part, inputs_of_part)
+                lengths.append(_length(terms))
                 self._sums.add(weight, terms)
 
     def vector(self, weight: Tensor, terms: Float[Tensor, "N K"]) -> None:
@@ -94,7 +104,7 @@ class PartNorms:
             read, which = torch.unique(self._packing.token_ids[tokens], return_inverse=True)
             terms = torch.zeros((len(read), of_rows.shape[1]), dtype=held.dtype)
             terms.index_add_(0, which, of_rows[tokens].to(held.dtype))
-            self._norms[part] += _squared(terms)
+            self._lengths[part].append(_length(terms))
             if self._network.tied and part in self._head_rows:
                 self._norms[part] += 2.0 * torch.dot(self._head_rows[part].flatten(), terms.flatten()).double()
             held.index_add_(0, read, terms)
@@ -132,7 +142,7 @@ class PartNorms:
         if self._head is None:
             return
         part, terms = self._head
-        self._norms[part] += _squared(terms)
+        self._lengths[part].append(_length(terms))
         if self._network.tied:
             tokens, _ = self._packing.parts[part]
             self._head_rows[part] = terms.index_select(0, torch.unique(self._packing.token_ids[tokens])).to(
@@ -160,9 +170,15 @@ def _add_product(total: Tensor, of_outputs: Float[Tensor, "N K"], inputs: Float[
 
 
 def _wide(weight: Tensor) -> torch.dtype:
-    return torch.promote_types(weight.dtype, torch.float32)
+    return _at_least_float32(weight.dtype)
 
 
-def _squared(values: Tensor) -> Float[Tensor, ""]:
-    norm: Tensor = torch.linalg.vector_norm(values, dtype=_wide(values))
-    return norm.double().square()
+@functools.cache
+def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _length(values: Tensor) -> Float[Tensor, ""]:
+    """‖values‖, float32 at least."""
+    length: Tensor = torch.linalg.vector_norm(values, dtype=_wide(values))
+    return length
