@@ -31,8 +31,8 @@ class GradientSink(Protocol):
     def product(self, weight: Tensor, of_outputs: Float[Tensor, "N K"], inputs: Float[Tensor, "N J"]) -> None:
         """∂L/∂weight = Σ_n of_outputs_n inputs_nᵀ."""
 
-    def vector(self, weight: Tensor, terms: Float[Tensor, "N K"]) -> None:
-        """∂L/∂weight = Σ_n terms_n."""
+    def vector(self, weight: Tensor, terms: Float[Tensor, "N ... K"]) -> None:
+        """∂L/∂weight = Σ_n terms_n, over the heads of a token too."""
 
     def rows(self, weight: Tensor, of_rows: Float[Tensor, "N K"]) -> None:
         """∂L/∂weight_v = Σ of_rows_n over the packed tokens n that are v."""
@@ -67,14 +67,28 @@ class _Attended:
 
 
 @dataclass(frozen=True, eq=False)
+class _Normed:
+    """What a norm has read, and 1/√(mean x² + ε) of it, float32; None where the family has no such norm."""
+
+    values: Float[Tensor, "... K"]
+    inverse: Float[Tensor, "... 1"] | None
+
+    @property
+    def normalised(self) -> Float[Tensor, "... K"]:
+        """x / √(mean x² + ε), float32 at least."""
+        assert self.inverse is not None
+        return self.values.float() * self.inverse
+
+
+@dataclass(frozen=True, eq=False)
 class _Kept:
     """Activations of one block that its backward pass reads."""
 
-    inputs: Float[Tensor, "N D"]
-    query: Float[Tensor, "N H K"]  # before their norm and rotation
-    key: Float[Tensor, "N G K"]
+    inputs: _Normed
+    query: _Normed  # (N, H, K) before their norm and rotation
+    key: _Normed
     attended: _Attended
-    middle: Float[Tensor, "N D"]  # between attention and MLP
+    middle: _Normed  # between attention and MLP
     gate: Float[Tensor, "N F"]
     up: Float[Tensor, "N F"]
 
@@ -84,7 +98,7 @@ class Activations:
     """Of one forward pass, for one backward pass."""
 
     blocks: list[_Kept]
-    last: Float[Tensor, "N D"]  # before the final norm
+    last: _Normed  # before the final norm
     rotation: _Rotation
 
 
@@ -111,13 +125,13 @@ def _forward(
     packing: Packing,
     kept: list[_Kept] | None,
     states: list[tuple[Tensor, Tensor]] | None = None,
-) -> tuple[Float[Tensor, "N D"], Float[Tensor, "N D"], _Rotation]:
+) -> tuple[Float[Tensor, "N D"], _Normed, _Rotation]:
     with torch.no_grad(), fast_products(network.weight_bytes):
         rotation = _Rotation.of(network, packing)
         stream = functional.embedding(packing.token_ids, network.embedding)
         for block in network.blocks:
             stream = _block(network, block, packing, stream, rotation, kept, states)
-        return _norm(stream, network.final_norm, network.epsilon), stream, rotation
+        return *_norm(stream, network.final_norm, network.epsilon), rotation
 
 
 def backward(
@@ -133,8 +147,8 @@ def backward(
     activations are used up.
     """
     with torch.no_grad(), fast_products(network.weight_bytes):
-        stream, of_stream = activations.last, of_hidden
-        of_stream = _norm_backward(of_stream, _normalised(stream, network.epsilon), network.final_norm, sink)
+        last = activations.last
+        of_stream = _norm_backward(of_hidden, last, last.normalised, network.final_norm, sink)
         for block in reversed(network.blocks):
             of_stream = _block_backward(
                 network, block, packing, activations.blocks.pop(), activations.rotation, of_stream, sink
@@ -154,21 +168,22 @@ def _block(
     kept: list[_Kept] | None,
     states: list[tuple[Tensor, Tensor]] | None,
 ) -> Float[Tensor, "N D"]:
-    normed = _norm(stream, block.attention_norm, network.epsilon)
+    normed, inputs = _norm(stream, block.attention_norm, network.epsilon)
     query = _linear(normed, block.query).view(len(stream), network.heads, network.head_size)
     key = _linear(normed, block.key).view(len(stream), network.kv_heads, network.head_size)
     value = _linear(normed, block.value)
-    rotated = _rotated(network, block, query, key, rotation)
+    query, queries = _head_norm(query, block.query_norm, network.epsilon)
+    key, keys = _head_norm(key, block.key_norm, network.epsilon)
+    query, key = _rotate(query, *rotation.of_queries), _rotate(key, *rotation.of_keys)
     if states is not None:
-        states.append((rotated[1], value.view(rotated[1].shape)))
-    attended = _attend(network, packing, *rotated, value, keep=kept is not None)
-    middle = stream + _linear(attended.outputs, block.output)
-    normed = _norm(middle, block.mlp_norm, network.epsilon)
+        states.append((key, value.view(key.shape)))
+    attended = _attend(network, packing, query, key, value, keep=kept is not None)
+    stream = stream + _linear(attended.outputs, block.output)
+    normed, middle = _norm(stream, block.mlp_norm, network.epsilon)
     gate, up = _linear(normed, block.gate), _linear(normed, block.up)
-    after = middle + _linear(functional.silu(gate).mul_(up), block.down)
     if kept is not None:
-        kept.append(_Kept(stream, query, key, attended, middle, gate, up))
-    return after
+        kept.append(_Kept(inputs, queries, keys, attended, middle, gate, up))
+    return stream + _linear(functional.silu(gate).mul_(up), block.down)
 
 
 def _block_backward(
@@ -186,24 +201,24 @@ def _block_backward(
     of_product = of_stream @ block.down.weight
     of_up = opened.mul_(of_product)
     of_gate = torch.ops.aten.silu_backward(of_product.mul_(kept.up), kept.gate)
-    known = _normalised(kept.middle, network.epsilon)
-    normed = known[0].to(of_stream.dtype) * block.mlp_norm
+    normalised = kept.middle.normalised
+    normed = normalised.to(of_stream.dtype) * block.mlp_norm
     _weight_gradient(block.gate, of_gate, normed, sink)
     _weight_gradient(block.up, of_up, normed, sink)
     of_normed = torch.addmm(of_gate @ block.gate.weight, of_up, block.up.weight)
-    of_middle = _norm_backward(of_normed, known, block.mlp_norm, sink).add_(of_stream)
+    of_middle = _norm_backward(of_normed, kept.middle, normalised, block.mlp_norm, sink).add_(of_stream)
 
     _weight_gradient(block.output, of_middle, kept.attended.outputs, sink)
     of_query, of_key, of_value = _attend_backward(network, packing, kept.attended, of_middle @ block.output.weight)
     of_query = _rotated_backward(network, of_query, kept.query, block.query_norm, rotation.back_to_queries, sink)
     of_key = _rotated_backward(network, of_key, kept.key, block.key_norm, rotation.back_to_keys, sink)
-    known = _normalised(kept.inputs, network.epsilon)
-    normed = known[0].to(of_stream.dtype) * block.attention_norm
+    normalised = kept.inputs.normalised
+    normed = normalised.to(of_stream.dtype) * block.attention_norm
     of_normed = of_query @ block.query.weight
     of_normed.addmm_(of_key, block.key.weight).addmm_(of_value, block.value.weight)
     for linear, of_outputs in ((block.query, of_query), (block.key, of_key), (block.value, of_value)):
         _weight_gradient(linear, of_outputs, normed, sink)
-    return _norm_backward(of_normed, known, block.attention_norm, sink).add_(of_middle)
+    return _norm_backward(of_normed, kept.inputs, normalised, block.attention_norm, sink).add_(of_middle)
 
 
 def _linear(inputs: Float[Tensor, "N J"], linear: Linear) -> Float[Tensor, "N K"]:
@@ -219,58 +234,46 @@ def _weight_gradient(
         sink.vector(linear.bias, of_outputs)
 
 
-def _norm(values: Float[Tensor, "... K"], weight: Float[Tensor, " K"], epsilon: float) -> Float[Tensor, "... K"]:
-    """weight · x / √(mean x² + ε), operation by operation as transformers computes it: in float32, rounded before the weight."""
-    return _normalised(values, epsilon)[0].to(values.dtype).mul_(weight)
-
-
-def _normalised(
-    values: Float[Tensor, "... K"], epsilon: float
-) -> tuple[Float[Tensor, "... K"], Float[Tensor, "... 1"]]:
-    """x / √(mean x² + ε) and 1 / √(mean x² + ε), float32 whatever the type of x."""
+def _norm(
+    values: Float[Tensor, "... K"], weight: Float[Tensor, " K"], epsilon: float
+) -> tuple[Float[Tensor, "... K"], _Normed]:
+    """weight · x / √(mean x² + ε), operation by operation as transformers computes it, in float32 and rounded before the weight;
+    and what its backward pass needs."""
     wide = values.float()
-    length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-    inverse = length.square_().div_(values.shape[-1]).add_(epsilon).rsqrt_()
-    return wide * inverse, inverse
+    inverse = wide.square().mean(-1, keepdim=True).add_(epsilon).rsqrt_()
+    return (wide * inverse).to(values.dtype).mul_(weight), _Normed(values, inverse)
+
+
+def _head_norm(
+    heads: Float[Tensor, "N H K"], weight: Float[Tensor, " K"] | None, epsilon: float
+) -> tuple[Float[Tensor, "N H K"], _Normed]:
+    """The norm over each head, where the family has one."""
+    return (heads, _Normed(heads, None)) if weight is None else _norm(heads, weight, epsilon)
 
 
 def _norm_backward(
     of_outputs: Float[Tensor, "... K"],
-    known: tuple[Float[Tensor, "... K"], Float[Tensor, "... 1"]],
+    normed: _Normed,
+    normalised: Float[Tensor, "... K"],
     weight: Float[Tensor, " K"],
     sink: GradientSink,
 ) -> Float[Tensor, "... K"]:
     """∂L/∂x = (n − x̂ · mean(n · x̂)) / √(mean x² + ε), with x̂ the normalised values and n = of_outputs · weight.
 
-    `known` is what `_normalised` gave for x. Where mean x² has overflowed the gradient is NaN, so that it is noticed: by this
-    formula it would be 0.
+    Where mean x² has overflowed the gradient is NaN, so that it is noticed: by this formula it would be 0.
     """
-    normalised, inverse = known
+    inverse = normed.inverse
+    assert inverse is not None
     inverse = inverse.masked_fill(inverse == 0.0, torch.nan)
     terms = of_outputs * normalised  # float32 at least
     if weight.requires_grad:
-        sink.vector(weight, terms.flatten(1, -2).sum(1) if terms.ndim > 2 else terms)
+        sink.vector(weight, terms)
     along = torch.mv(terms.flatten(0, -2), weight.to(terms.dtype)).div_(weight.shape[-1]).view(inverse.shape)
     if of_outputs.dtype == terms.dtype:
         torch.mul(of_outputs, weight, out=terms)
     else:
         terms = (of_outputs * weight).to(terms.dtype)
     return terms.addcmul_(normalised, along, value=-1.0).mul_(inverse).to(of_outputs.dtype)
-
-
-def _rotated(
-    network: Network,
-    block: Block,
-    query: Float[Tensor, "N H K"],
-    key: Float[Tensor, "N G K"],
-    rotation: _Rotation,
-) -> tuple[Float[Tensor, "N H K"], Float[Tensor, "N G K"]]:
-    """Queries and keys as attention compares them: normalised where the family does so, rotated, queries scaled by 1/√K."""
-    if block.query_norm is not None:
-        query = _norm(query, block.query_norm, network.epsilon)
-    if block.key_norm is not None:
-        key = _norm(key, block.key_norm, network.epsilon)
-    return _rotate(query, *rotation.of_queries), _rotate(key, *rotation.of_keys)
 
 
 def _rotate(values: Float[Tensor, "N H K"], cos: Tensor, sin: Tensor) -> Float[Tensor, "N H K"]:
@@ -280,14 +283,14 @@ def _rotate(values: Float[Tensor, "N H K"], cos: Tensor, sin: Tensor) -> Float[T
 def _rotated_backward(
     network: Network,
     of_outputs: Float[Tensor, "N HK"],
-    before: Float[Tensor, "N H K"],
+    before: _Normed,
     norm_weight: Float[Tensor, " K"] | None,
     back: tuple[Tensor, Tensor],
     sink: GradientSink,
 ) -> Float[Tensor, "N HK"]:
-    result = _rotate(of_outputs.view(before.shape), *back)
+    result = _rotate(of_outputs.view(before.values.shape), *back)
     if norm_weight is not None:
-        result = _norm_backward(result, _normalised(before, network.epsilon), norm_weight, sink)
+        result = _norm_backward(result, before, before.normalised, norm_weight, sink)
     return result.flatten(1)
 
 

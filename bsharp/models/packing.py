@@ -48,6 +48,7 @@ class Grid:
     keys: Int[Tensor, " R*G*S"]  # key head (token · kv_heads + head) at each place
     forbidden: Float[Tensor, "R 1 Q S"]  # 0, or −∞ where a key comes after the query
     filler: Bool[Tensor, "R 1 Q 1"] | None  # queries that stand for no token; None where there are none
+    seen: Bool[Tensor, "R S"]  # keys that some query may see; the others only fill up
     shape: tuple[int, int, int]  # R, Q, S
 
 
@@ -71,7 +72,8 @@ class Packing:
         if not self.grids:
             return torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long)
         keys = torch.cat([grid.keys for grid in self.grids])
-        real = torch.cat([_real_keys(grid, self.kv_heads) for grid in self.grids]).nonzero().squeeze(-1)
+        seen = [grid.seen[:, None, :].expand(-1, self.kv_heads, -1).reshape(-1) for grid in self.grids]
+        real = torch.cat(seen).nonzero().squeeze(-1)
         owners, order = keys[real].sort(stable=True)
         return real[order], torch.searchsorted(owners, torch.arange(len(self.token_ids) * self.kv_heads))
 
@@ -240,7 +242,8 @@ def _grid(network: Network, sequences: list[_Sequence]) -> tuple[Grid, Tensor]:
     keys = key_tokens[:, None, :] * network.kv_heads + torch.arange(network.kv_heads)[None, :, None]
     filler = None if bool(real.all()) else ~real[:, None, :, None]
     shape = (len(sequences), asking, asked)
-    return Grid(queries.reshape(-1), keys.reshape(-1), forbidden[:, None], filler, shape), real
+    seen = key < before + number
+    return Grid(queries.reshape(-1), keys.reshape(-1), forbidden[:, None], filler, seen, shape), real
 
 
 def _query_places(network: Network, tokens: int, grids: list[Grid], real: list[Tensor]) -> Int[Tensor, " N*H"]:
@@ -251,10 +254,3 @@ def _query_places(network: Network, tokens: int, grids: list[Grid], real: list[T
         places[grid.queries[here]] = first + here
         first += len(grid.queries)
     return places
-
-
-def _real_keys(grid: Grid, kv_heads: int) -> Bool[Tensor, " R*G*S"]:
-    """Keys that some query is allowed to see; the others only fill up."""
-    rows, _, asked = grid.shape
-    seen = torch.isfinite(grid.forbidden) if grid.filler is None else torch.isfinite(grid.forbidden) & ~grid.filler
-    return seen.any(2)[:, 0].expand(rows, asked)[:, None, :].expand(-1, kv_heads, -1).reshape(-1)

@@ -81,19 +81,22 @@ class PartNorms:
         return values
 
     def product(self, weight: Tensor, of_outputs: Float[Tensor, "N K"], inputs: Float[Tensor, "N J"]) -> None:
-        of_parts = zip(of_outputs.split(self._tokens), inputs.split(self._tokens), self._lengths, strict=True)
+        of_parts = zip(
+            torch.split(of_outputs, self._tokens), torch.split(inputs, self._tokens), self._lengths, strict=True
+        )
         for of_part, inputs_of_part, lengths in of_parts:
             if len(of_part):
                 terms = self._product(weight, of_part, inputs_of_part)
                 lengths.append(_length(terms))
                 self._sums.add(weight, terms)
 
-    def vector(self, weight: Tensor, terms: Float[Tensor, "N K"]) -> None:
+    def vector(self, weight: Tensor, terms: Float[Tensor, "N ... K"]) -> None:
         tokens, begins = self._begins
-        self._note_vectors(
-            weight,
-            functional.embedding_bag(tokens, terms.to(_wide(weight)), begins, mode="sum"),  # sums of slices
-        )
+        wide = terms.flatten(1).to(_wide(weight))
+        of_parts = functional.embedding_bag(tokens, wide, begins, mode="sum")  # sums of slices
+        if terms.ndim > 2:
+            of_parts = of_parts.view(len(begins), *terms.shape[1:]).sum(1)
+        self._note_vectors(weight, of_parts)
 
     def rows(self, weight: Tensor, of_rows: Float[Tensor, "N K"]) -> None:
         held = self._sums.get(weight)
