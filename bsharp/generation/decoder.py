@@ -21,6 +21,7 @@ from bsharp.generation.static import Capture, CudaGraphs, FixedShapeSteps, graph
 from bsharp.generation.step_program import program
 from bsharp.models.network import network_of
 from bsharp.models.parallel import TINY_WEIGHTS, run_pieces, threads_for_pieces
+from bsharp.models.products import product_library
 from bsharp.types import Completion
 
 if TYPE_CHECKING:
@@ -117,17 +118,19 @@ class Decoder(LocalGenerator):
             return self._decode_by_modules(requests, segments, params)
         size = weights.network.weight_bytes
         pieces = split_segments(segments, _threads(size, sum(segment.count for segment in segments)))
-        # Prompts are run by all threads together: their products are large.
-        prepared = [
-            (
-                NetworkSteps(weights, *distinct_prompts(requests, piece), params.max_new_tokens),
-                torch.from_numpy(row_uniforms(requests, piece, params.max_new_tokens)),
-            )
-            for piece in pieces
-        ]
-        return Sampled.joined(
-            run_pieces(lambda piece: self._draw(piece[0], piece[0].first_logits, piece[1], params), prepared)
-        )
+
+        def prepared(piece: Sequence[Segment]) -> tuple[NetworkSteps, Tensor]:
+            steps = NetworkSteps(weights, *distinct_prompts(requests, piece), params.max_new_tokens)
+            return steps, torch.from_numpy(row_uniforms(requests, piece, params.max_new_tokens))
+
+        def drawn(piece: tuple[NetworkSteps, Tensor]) -> Sampled:
+            return self._draw(piece[0], piece[0].first_logits, piece[1], params)
+
+        if size < TINY_WEIGHTS and product_library(size) == "default":
+            return Sampled.joined(run_pieces(lambda piece: drawn(prepared(piece)), pieces))
+        # Larger prompts are run by all threads together. So are those whose products another library computes: it is chosen for
+        # the whole process, and a piece that is further on already would decode with it.
+        return Sampled.joined(run_pieces(drawn, [prepared(piece) for piece in pieces]))
 
     def _decode_by_modules(
         self, requests: Sequence[GenerationRequest], segments: Sequence[Segment], params: SamplingParams

@@ -138,7 +138,7 @@ def attention(stored: Stored, asked: Asked, queries: Tensor, keys: Tensor, value
     entries, columns = stored.prompt_keys.shape[0], stored.prompt_keys.shape[1]
     shared, scale = heads // keys.shape[1], float(size) ** -0.5
     asking = queries.reshape(rows * keys.shape[1], shared, size)
-    none = torch.zeros([1])
+    none = torch.empty([1])  # a bias of weight 0, which is not read
     by_entry = asking.index_select(0, asked.asked).view(entries, -1, size)
     bias = asked.bias
     if bias is None:
