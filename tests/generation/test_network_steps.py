@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -242,6 +243,23 @@ def test_rows_of_a_tiny_model_are_dealt_where_the_step_runs_without_python_and_p
     for rows in (decoder.LEAST_ROWS - 1, decoder.LEAST_ROWS):
         Decoder(language_model).generate([GenerationRequest((3, 4), rows, 0)], SamplingParams(2))
     assert pieces == ([1, 2] if has_compiled else [1, 1])
+
+
+@pytest.mark.parametrize("library", ["default", "onednn"])
+def test_no_piece_runs_prompts_while_another_decodes_where_the_library_of_products_would_have_to_change(
+    library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The choice holds for the whole process: with oneDNN for large products only, a piece would decode with it by chance.
+    language_model, where = random_model("qwen3"), []
+    prefill = network_steps.prefill
+    monkeypatch.setattr(decoder, "product_library", lambda _: library)
+    monkeypatch.setattr(decoder, "threads_for_pieces", lambda _: 2)
+    monkeypatch.setattr(
+        network_steps, "prefill", lambda *call: where.append(threading.current_thread()) or prefill(*call)
+    )
+    Decoder(language_model).generate(random_requests(num_samples=12), SamplingParams(2))
+    assert len(where) == 2
+    assert [thread is threading.main_thread() for thread in where] == [library == "onednn"] * 2
 
 
 @pytest.mark.parametrize(
