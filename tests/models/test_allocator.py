@@ -9,7 +9,7 @@ import sys
 import pytest
 
 COUNT = """
-import resource, sys, threading
+import os, resource, sys, threading, time
 import torch
 from bsharp.models.allocator import keep_freed_memory
 
@@ -24,6 +24,17 @@ def work():  # more than one of a thread's heaps holds
         del tensors
 
 
+def run(target):
+    tasks = len(os.listdir("/proc/self/task"))
+    thread = threading.Thread(target=target)
+    thread.start()
+    thread.join()
+    # Python is done with a thread a little before the thread has handed on its memory.
+    deadline = time.monotonic() + 10
+    while len(os.listdir("/proc/self/task")) > tasks and time.monotonic() < deadline:
+        time.sleep(0.001)
+
+
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
@@ -31,9 +42,7 @@ def faults():
 for _ in range(3):
     before = faults()
     for target in (work, work):
-        thread = threading.Thread(target=target)
-        thread.start()
-        thread.join()
+        run(target)
     print(faults() - before)
 """
 
