@@ -38,7 +38,7 @@ def test_no_piece_is_taken_back_by_whoever_gives_up(cancelled_here: list[object]
 
 def test_as_many_processes_work_as_there_are() -> None:
     with Workers(3, "cpu") as workers:
-        seen = workers.collect(process_after, [(0.4,)] * 6)
+        seen = workers.collect(process_after, [(0.8,)] * 6)
     assert len(set(seen)) == 3
 
 
