@@ -80,7 +80,8 @@ class Workers:
     ) -> list[T]:
         """`function(*piece)` of every piece, in order; `report(done, all)` as they finish, counted in pieces or in their `sizes`.
 
-        Raises what a piece raises, the pieces after it then not begun, and RuntimeError where the block ended meanwhile.
+        Raises what a piece raises, the pieces after it then not begun but for those that a process had been handed already, and
+        RuntimeError where the block ended meanwhile.
         """
         waiting = list(zip(pieces, [1] * len(pieces) if sizes is None else sizes, strict=True))[::-1]
         done, total = 0, sum(size for _, size in waiting)

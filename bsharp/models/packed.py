@@ -68,14 +68,14 @@ class _Attended:
 
 @dataclass(frozen=True, eq=False)
 class _Normed:
-    """What a norm has read, and 1/√(mean x² + ε) of it, float32; None where the family has no such norm."""
+    """What a norm has read, and its 1/√(mean x² + ε), float32; None where the family has no such norm."""
 
     values: Float[Tensor, "... K"]
     inverse: Float[Tensor, "... 1"] | None
 
     @property
     def normalised(self) -> Float[Tensor, "... K"]:
-        """x / √(mean x² + ε), float32 at least."""
+        """x̂ = x / √(mean x² + ε), float32."""
         assert self.inverse is not None
         return self.values.float() * self.inverse
 
@@ -258,7 +258,8 @@ def _norm_backward(
     weight: Float[Tensor, " K"],
     sink: GradientSink,
 ) -> Float[Tensor, "... K"]:
-    """∂L/∂x = (n − x̂ · mean(n · x̂)) / √(mean x² + ε), with x̂ the normalised values and n = of_outputs · weight.
+    """∂L/∂x = (n − x̂ · mean(n · x̂)) / √(mean x² + ε), with x̂ = `normalised`, which the caller has of `normed` already, and
+    n = of_outputs · weight.
 
     Where mean x² has overflowed the gradient is NaN, so that it is noticed: by this formula it would be 0.
     """
